@@ -1,0 +1,106 @@
+"""What goes into a logical unit and what comes out. Knows no iSCSI.
+
+``protocol.task.Task`` extends ``Request`` with what the transport needs, so that a command is one
+object from the wire to the medium and back.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from protocol.enums import ScsiStatus, TaskAttribute
+
+if TYPE_CHECKING:
+    from protocol.scsi.commands import Command
+
+__all__ = ["GOOD", "Buffer", "Nexus", "Outcome", "Request"]
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Nexus:
+    """An I_T nexus (SAM-5 §4.8): one iSCSI session between an initiator port and a target port.
+
+    Compared by identity. Persistent reservations outlive it and are keyed by ``initiator_port`` and
+    ``target_port`` (SPC-4 §5.13.7 with RFC 7143 §4.4: the names carry ISID and portal group tag).
+    """
+
+    __slots__ = ("initiator_name", "initiator_port", "relative_target_port", "target_name", "target_port")
+
+    def __init__(
+        self, initiator_name: str, isid: bytes, target_name: str, target_portal_group_tag: int
+    ) -> None:
+        self.initiator_name = initiator_name
+        self.initiator_port = f"{initiator_name},i,0x{isid.hex()}"
+        self.target_name = target_name
+        self.target_port = f"{target_name},t,0x{target_portal_group_tag:04x}"
+        self.relative_target_port = target_portal_group_tag
+
+    def __repr__(self) -> str:
+        return f"<Nexus {self.initiator_port} {self.target_port}>"
+
+
+class Request:
+    """One SCSI command on its way through a logical unit.
+
+    ``data_out`` is complete when the command runs; it is what the initiator sent, which may be less
+    or more than the CDB asks for. ``command`` and ``transfer_length`` are set by ``LogicalUnit.admit``.
+    """
+
+    __slots__ = (
+        "aborted",
+        "attribute",
+        "cdb",
+        "command",
+        "data_out",
+        "expected_in",
+        "expected_out",
+        "length",
+        "nexus",
+        "offset",
+        "transfer_length",
+    )
+
+    def __init__(
+        self,
+        nexus: Nexus,
+        cdb: bytes,
+        *,
+        data_out: Buffer = b"",
+        expected_in: int = 0,
+        expected_out: int = 0,
+        attribute: int = TaskAttribute.SIMPLE,
+    ) -> None:
+        self.nexus = nexus
+        self.cdb = cdb
+        """The whole CDB: at least 16 bytes, zero-padded, more with an extended CDB."""
+        self.attribute = attribute
+        self.data_out = data_out
+        self.expected_in = expected_in
+        """Bytes of Data-In the initiator has room for."""
+        self.expected_out = expected_out
+        """Bytes of Data-Out the initiator means to send."""
+        self.aborted = False
+        """Set by task management; a body that runs long looks at it now and then."""
+        self.command: Command | None = None
+        self.transfer_length = 0
+        """Bytes of Data-Out that the CDB asks for (0: none); the transport fetches no more than this."""
+        self.offset = 0
+        """First byte of the medium that the command touches; with ``length`` set for medium commands."""
+        self.length = 0
+
+
+@dataclass(slots=True, frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    status: int = ScsiStatus.GOOD
+    data_in: Buffer = b""
+    """All the Data-In the command has for this CDB (already cut to its allocation length).
+
+    The transport cuts it further to ``expected_in`` and reports the residual.
+    """
+    sense: bytes = b""
+
+
+GOOD = Outcome()
+"""GOOD without data; shared."""
