@@ -1,0 +1,107 @@
+"""The one narrow interface between the engine and everything that steers it (design.md §1).
+
+Plain data in and out, so that targets can be spread over worker processes without touching ``api/``
+or ``protocol/``.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from targetd.model import Configuration
+
+__all__ = ["Edit", "Engine", "Event", "ServiceState", "SessionStatus"]
+
+Edit = Callable[[Configuration], Configuration]
+"""Makes the new configuration from the one in force; raises ``ConfigError`` to change nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStatus:
+    """One connection of a session."""
+
+    cid: int
+    peer_address: str
+    local_address: str
+    header_digest: str
+    data_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatus:
+    """One session as an operator sees it. Ages in seconds, lengths in bytes."""
+
+    id: int
+    """Unique for the life of the daemon; not the TSIH, which is reused."""
+    initiator_name: str
+    initiator_alias: str
+    target_id: int | None
+    """None: a discovery session."""
+    target_name: str
+    target_portal_group_tag: int
+    isid: str
+    """``0x`` and 12 hexadecimal digits."""
+    tsih: int
+    user: str
+    """The CHAP user, empty without CHAP."""
+    connections: tuple[ConnectionStatus, ...]
+    negotiated: dict[str, Any]
+    """Login key → value as settled."""
+    luns: tuple[int, ...]
+    commands: int
+    bytes_read: int
+    bytes_written: int
+    age_s: float
+    idle_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened, for the event stream."""
+
+    kind: str
+    at: float
+    """Seconds since the epoch."""
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """``services/services/iscsitarget``."""
+
+    enabled: bool
+    running: bool
+
+
+class Engine(Protocol):
+    """What api/ is given."""
+
+    @property
+    def configuration(self) -> Configuration:
+        """What is in force now."""
+
+    def apply(self, edit: Edit) -> Awaitable[Configuration]:
+        """Change the configuration: validate, prepare, save, swap, drain; all of it or none of it.
+
+        Edits are serialised; each sees the result of the one before. When the answer comes the change
+        is durable and in force.
+
+        Raises:
+            ConfigError: a field is wrong, or the change cannot be carried out (a file cannot be made,
+                an address cannot be bound); nothing has changed.
+        """
+
+    def service_state(self) -> ServiceState:
+        """Whether the iSCSI portals are wanted and listening."""
+
+    def sessions(self) -> list[SessionStatus]:
+        """All sessions, discovery ones too."""
+
+    def drop(self, session_id: int, reason: str) -> Awaitable[bool]:
+        """Ask the initiator to log out, then end the session; False: no such session."""
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters since start."""
+
+    def events(self) -> AsyncIterator[Event]:
+        """What happens from now on."""
