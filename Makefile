@@ -1,0 +1,56 @@
+# Targets: run, test, bench, lint, format, clean. Everything else is a step on the way to one of these.
+#
+# Every recipe works from a fresh clone: the stamps below .venv say what is installed there, and depend
+# on pyproject.toml, so a changed dependency is installed by the next make. Paths are relative, so the
+# clone may live under any name.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+# One locale and no interpreter settings of the caller's: what is installed and tested is what is here.
+export LC_ALL := C.UTF-8
+unexport PYTHONHOME
+unexport PYTHONPATH
+unexport PYTHONSTARTUP
+
+PY := .venv/bin/python
+
+.PHONY: help run test bench lint format clean system-test system-bench
+
+help:
+	@echo 'make run     serve a ready 1 GiB demo target (ARGS="..." adds options of iscsi-targetd serve)'
+	@echo 'make test    all checks: format, lint, types, tests against the installed system peers'
+	@echo 'make bench   compare with the C floor, tgtd and istgt (ARGS="--quick" and more: bench/run.py --help)'
+	@echo 'make lint    format, lint and type checks only;   make format   put right what can be'
+	@echo 'make clean   remove what make made, but no state directory'
+
+.venv/installed: pyproject.toml scripts/environment
+	@scripts/environment
+
+.venv/installed-dev: pyproject.toml scripts/environment
+	@scripts/environment dev
+
+system-test system-bench: system-%:
+	@scripts/system-packages $*
+
+run: .venv/installed
+	@exec $(PY) -m targetd serve --demo $(ARGS)
+
+lint: .venv/installed-dev
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+test: .venv/installed-dev system-test lint
+	@umask 022 && $(PY) -m pytest $(ARGS)
+
+bench: .venv/installed-dev system-bench
+	@umask 022 && bench/build.sh && $(PY) bench/run.py $(ARGS)
+
+format: .venv/installed-dev
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+clean:
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist bench/build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
