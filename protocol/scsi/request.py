@@ -88,6 +88,13 @@ class Request:
         """First byte of the medium that the command touches; with ``length`` set for medium commands."""
         self.length = 0
 
+    def hold(self) -> None:
+        """Make ``data_out`` outlive the call that brought it.
+
+        A transport may pass a window on its receive buffer. Whoever parks a request or hands it to
+        another thread calls this first; a command that runs at once never pays for the copy.
+        """
+
 
 @dataclass(slots=True, frozen=True)
 class Outcome:

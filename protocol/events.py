@@ -1,0 +1,42 @@
+"""What a Connection tells its owner. A ``Task`` among the events is a command with all its data: submit it
+to ``task.unit``; everything else is one of these."""
+
+from dataclasses import dataclass
+
+from protocol.bhs import TaskManagementRequest
+from protocol.session import Session
+
+__all__ = ["LoggedIn", "LoggedOut", "LoginRefused", "TaskManagement"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedIn:
+    """Full feature phase has begun on this connection."""
+
+    session: Session
+    cid: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoginRefused:
+    """A login ended here."""
+
+    initiator_name: str
+    target_name: str
+    status: int
+    """As ``LoginStatus``."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedOut:
+    """The initiator logged out; the connection closes when its answer has left."""
+
+    session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class TaskManagement:
+    """A task management function whose turn has come: ``protocol.management.execute`` carries it out."""
+
+    request: TaskManagementRequest
