@@ -1,0 +1,144 @@
+"""What a row of the command table says. The rows themselves are in ``table.py``.
+
+A SCSI command is one ``Command``: its CDB usage data, what it needs of the unit, where its body may
+run, and the functions that decode and do it. Dispatch, CDB validation, reservation conflicts, task
+ordering, REPORT SUPPORTED OPERATION CODES and the tests all read the same rows.
+
+The modules with the bodies import this one and never ``table.py``, which imports all of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, IntFlag
+from typing import TYPE_CHECKING
+
+from protocol.scsi.request import Outcome, Request
+
+if TYPE_CHECKING:
+    from protocol.scsi.device import LogicalUnit
+
+__all__ = ["Access", "Body", "Command", "Data", "Needs", "Prepare", "Runs"]
+
+Body = Callable[["LogicalUnit", Request], Outcome | None]
+"""Does a command. An INLINE body may answer None: its outcome comes later by ``LogicalUnit.complete``."""
+Prepare = Callable[["LogicalUnit", Request], None]
+"""Decodes a CDB when the header arrives: sets ``transfer_length``, ``offset`` and ``length`` of the
+request; raises ``CheckCondition``. ``offset`` and ``length`` cover all of the medium that the command may
+touch: the whole of it when only the parameter list will tell."""
+After = Callable[["LogicalUnit", Request, Outcome], None]
+"""Runs on the event loop when the body has ended well or badly, before the outcome is delivered."""
+
+
+class Data(Enum):
+    """Which way the parameter or user data goes."""
+
+    NONE = "none"
+    IN = "in"
+    OUT = "out"
+
+
+class Needs(IntFlag):
+    """What the unit must be for the command to be let in."""
+
+    NOTHING = 0
+    READY = 1
+    """No operation is in progress that locks the unit (SANITIZE)."""
+    MEDIUM = 2
+    """There is a medium, loaded."""
+    WRITABLE = 4
+    """The medium may be changed: neither a read-only LUN nor SWP."""
+    LBA_RANGE = 8
+    """``prepare`` decodes a range of blocks: ``offset`` and ``length`` of the request are user data."""
+
+
+class Runs(Enum):
+    """Where the body runs."""
+
+    INLINE = "inline"
+    """On the event loop: it never touches the medium."""
+    NOWAIT = "nowait"
+    """``nowait`` on the event loop first; when that says None, ``body`` on a worker."""
+    WORKER = "worker"
+    """On a worker: it may wait. It touches the backend and its request, nothing else of the unit."""
+
+
+class Access(Enum):
+    """How a command fares against reservations (SPC-4 table 54, SBC-3 table 13; SPC-2 table 9)."""
+
+    READ = "read"
+    """Reads the medium: conflicts with an exclusive access reservation of another."""
+    WRITE = "write"
+    """Changes the medium or the unit: conflicts with write exclusive too."""
+    ALLOWED = "allowed"
+    """Allowed under any persistent reservation; a RESERVE(6/10) of another conflicts."""
+    EXEMPT = "exempt"
+    """Allowed under any reservation: INQUIRY, REPORT LUNS, REQUEST SENSE, RELEASE and the like."""
+    PERSISTENT_IN = "persistent in"
+    PERSISTENT_OUT = "persistent out"
+    RESERVE = "reserve"
+    """RESERVE(6/10): conflicts with any registration (SPC-4 §5.13.3) and another's RESERVE."""
+    RELEASE = "release"
+    PREVENT = "prevent"
+    """PREVENT ALLOW MEDIUM REMOVAL: with PREVENT 0 it is allowed, else it conflicts."""
+    START_STOP = "start stop"
+    """START STOP UNIT: START with POWER CONDITION 0 and LOEJ 0 is allowed, else it conflicts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: an opcode, or an opcode with a service action."""
+
+    opcode: int
+    name: str
+    body: Body
+    usage: bytes
+    """CDB usage data (SPC-4 §6.35.3): byte 0 the opcode, then a mask of the bits that are evaluated;
+    the service action's bits hold its value. Its length is the CDB's."""
+    service_action: int | None = None
+    data: Data = Data.NONE
+    needs: Needs = Needs.NOTHING
+    runs: Runs = Runs.INLINE
+    nowait: Body | None = None
+    access: Access = Access.ALLOWED
+    prepare: Prepare | None = None
+    after: After | None = None
+    exclusive: bool = False
+    """Nothing else may touch its range while it runs."""
+    timeout_s: int = 30
+    """Nominal and recommended time-out of REPORT SUPPORTED OPERATION CODES, seconds."""
+
+    # Derived once, since the hot path reads them.
+    length: int = field(init=False)
+    """Bytes of the CDB."""
+    reserved: int = field(init=False)
+    """The bits of the CDB, as one big-endian integer, that must be zero."""
+    required: int = field(init=False)
+    """``needs`` as a plain integer: ``IntFlag`` arithmetic takes a microsecond."""
+    inline: bool = field(init=False)
+    reads: bool = field(init=False)
+    """Moves user data from the medium: counted as such."""
+    writes: bool = field(init=False)
+    """Moves user data to the medium."""
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__  # frozen to everyone else
+        mask = bytearray(self.usage)
+        mask[0] = 0xFF
+        if self.service_action is not None:
+            at, bits = service_action_field(self.opcode)
+            mask[at] |= bits
+            if at == 8:
+                mask[9] = 0xFF
+        length = len(mask)
+        put(self, "length", length)
+        put(self, "reserved", ~int.from_bytes(mask, "big") & ((1 << 8 * length) - 1))
+        put(self, "required", int(self.needs))
+        put(self, "inline", self.runs is Runs.INLINE)
+        ranged = bool(self.needs & Needs.LBA_RANGE)
+        put(self, "reads", ranged and self.data is Data.IN)
+        put(self, "writes", ranged and self.data is Data.OUT and bool(self.needs & Needs.WRITABLE))
+
+
+def service_action_field(opcode: int) -> tuple[int, int]:
+    """Where a CDB of ``opcode`` has its SERVICE ACTION: (byte, mask); 7Fh has two bytes from byte 8."""
+    return (8, 0xFF) if opcode == 0x7F else (1, 0x1F)
