@@ -80,6 +80,7 @@ class Daemon:
     lines: list[str] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
     _reader: threading.Thread | None = None
+    _printed: threading.Condition = field(default_factory=threading.Condition)
 
     def __post_init__(self) -> None:
         self.directory = self.directory.resolve()
@@ -157,7 +158,9 @@ class Daemon:
         assert process.stdout is not None
         for raw in process.stdout:
             line = raw.decode("utf-8", "replace").rstrip("\n")
-            self.lines.append(line)
+            with self._printed:
+                self.lines.append(line)
+                self._printed.notify_all()
             if not ready and READY.search(line):
                 ready.append(line)
                 told.set()
@@ -202,6 +205,17 @@ class Daemon:
     @property
     def log(self) -> str:
         return "\n".join(self.lines)
+
+    def wait_for_line(self, *parts: str, since: int = 0, limit_s: float = 10.0) -> str:
+        """The first line from number ``since`` on that holds every part; DaemonError if none comes."""
+
+        def found() -> str | None:
+            return next((line for line in self.lines[since:] if all(part in line for part in parts)), None)
+
+        with self._printed:
+            if not self._printed.wait_for(found, limit_s):
+                raise DaemonError(f"no log line with {parts} within {limit_s} s", self.log)
+            return found() or ""
 
     def tracebacks(self) -> list[str]:
         """The lines that begin a traceback: each is a bug of ours (style.md, "Errors")."""
