@@ -135,7 +135,7 @@ _SKSV = 0x80
 _BPV = 0x08
 
 
-class CheckCondition(Exception):
+class CheckCondition(Exception):  # noqa: N818 - SAM calls it that, and it is no error of ours
     """A command ends with CHECK CONDITION and this sense.
 
     Args:
@@ -228,7 +228,7 @@ class CheckCondition(Exception):
         return bytes((code, sense.key, sense.asc, sense.ascq, 0, 0, 0, len(descriptors))) + descriptors
 
 
-class ReservationConflict(Exception):
+class ReservationConflict(Exception):  # noqa: N818 - a status of SAM
     """A command ends with RESERVATION CONFLICT status and no sense (SAM-5 §5.3.1)."""
 
 
