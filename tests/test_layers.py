@@ -26,7 +26,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "storage.base": (),
     "api": ("api", "targetd.model", "targetd.interface"),
     "targetd": ("targetd", "protocol", "storage", "api"),
-    "targetd.model": (),
+    "targetd.model": ("targetd.model",),
     "targetd.interface": ("targetd.model",),
     "targetd.store": ("targetd.model", "targetd.interface", "targetd.store", "targetd.migrations"),
     "targetd.migrations": ("targetd.migrations",),

@@ -1,0 +1,143 @@
+"""The configuration as immutable data, and what makes one valid. Does no I/O.
+
+Every resource of the API is one frozen dataclass here; a ``Configuration`` is all of them at one
+moment. A change makes a new ``Configuration`` from the old (``add``, ``replace_object``, ``remove``);
+nothing is ever edited in place, so the engine and the API may hold on to what they have been given.
+
+``id`` is the database identity: positive, never reused. ``tag`` is the group number that people see;
+other objects refer to a credential group by tag and to everything else by id.
+
+    forms.py      text that clients write: addresses, networks, sizes
+    fields.py     how a field is declared, and the declaration as data
+    resources.py  the resources, the Configuration, look-ups in it
+    errors.py     ConfigError: everything wrong, by object and attribute
+    edits.py      new configurations from old, identifiers, differences
+    checks.py     validate
+
+Import from here; the modules within are nobody else's business.
+"""
+
+from targetd.model.checks import validate
+from targetd.model.edits import (
+    Change,
+    add,
+    default_target_serial,
+    diff,
+    fresh,
+    make_extent_serial,
+    make_naa,
+    next_id,
+    next_lun,
+    next_tag,
+    normalise,
+    remove,
+    replace_object,
+)
+from targetd.model.errors import WHOLE, ConfigError, Problem
+from targetd.model.fields import (
+    INVALID_CHOICE,
+    NOT_A_NUMBER,
+    REQUIRED,
+    AuthTag,
+    FieldRule,
+    OneOf,
+    Range,
+    Reference,
+    Text,
+    check_value,
+    rules,
+)
+from targetd.model.forms import parse_network, parse_size, split_address, split_list
+from targetd.model.resources import (
+    BLOCK_SIZES,
+    COLLECTIONS,
+    GLOBALS,
+    MAX_LENGTH,
+    MAX_LUN,
+    MAX_TAG,
+    RPMS,
+    AuthChoice,
+    AuthCredential,
+    Collection,
+    Configuration,
+    Extent,
+    ExtentType,
+    GlobalConfiguration,
+    InitiatorGroup,
+    LunMapping,
+    Portal,
+    Resource,
+    Target,
+    TargetGroup,
+    credentials_by_tag,
+    first_group,
+    full_name,
+    groups_by_target,
+    mappings_by_extent,
+    mappings_by_target,
+    objects,
+    targets_by_name,
+)
+
+__all__ = [
+    "BLOCK_SIZES",
+    "COLLECTIONS",
+    "GLOBALS",
+    "INVALID_CHOICE",
+    "MAX_LENGTH",
+    "MAX_LUN",
+    "MAX_TAG",
+    "NOT_A_NUMBER",
+    "REQUIRED",
+    "RPMS",
+    "WHOLE",
+    "AuthChoice",
+    "AuthCredential",
+    "AuthTag",
+    "Change",
+    "Collection",
+    "ConfigError",
+    "Configuration",
+    "Extent",
+    "ExtentType",
+    "FieldRule",
+    "GlobalConfiguration",
+    "InitiatorGroup",
+    "LunMapping",
+    "OneOf",
+    "Portal",
+    "Problem",
+    "Range",
+    "Reference",
+    "Resource",
+    "Target",
+    "TargetGroup",
+    "Text",
+    "add",
+    "check_value",
+    "credentials_by_tag",
+    "default_target_serial",
+    "diff",
+    "first_group",
+    "fresh",
+    "full_name",
+    "groups_by_target",
+    "make_extent_serial",
+    "make_naa",
+    "mappings_by_extent",
+    "mappings_by_target",
+    "next_id",
+    "next_lun",
+    "next_tag",
+    "normalise",
+    "objects",
+    "parse_network",
+    "parse_size",
+    "remove",
+    "replace_object",
+    "rules",
+    "split_address",
+    "split_list",
+    "targets_by_name",
+    "validate",
+]

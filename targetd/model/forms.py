@@ -1,0 +1,106 @@
+"""Text forms that clients write: lists, addresses, networks, sizes. Pure functions from text.
+
+Sections are those of the API's semantics (``§5.6`` …), as everywhere in this package.
+"""
+
+import ipaddress
+import re
+
+__all__ = [
+    "BAD_SIZE",
+    "DEFAULT_PORT",
+    "is_address",
+    "parse_network",
+    "parse_size",
+    "split_address",
+    "split_list",
+]
+
+DEFAULT_PORT = 3260
+BAD_SIZE = "This value can be a size in bytes, or can be postfixed with KB, MB, GB, TB"
+
+
+def split_list(text: str) -> list[str]:
+    """The entries of a list as clients write one: separated by blanks, commas or newlines (§5.3)."""
+    return text.replace(",", " ").split()
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """``IP:PORT`` → (address in its canonical form, port). Without a port: 3260 (§5.6).
+
+    ``[v6]:port`` and ``[v6]`` are clear. A bare v6 address is split at its last colon when what stands
+    before it is a whole address too, as FreeNAS wrote them: ``::1:3260`` is port 3260 on ``::1``.
+
+    Raises:
+        ValueError: no such form; the text says what is wrong with which part.
+    """
+    bracketed = re.fullmatch(r"\[([^\]]*)\](?::(.*))?", text)
+    if bracketed:
+        host, port = bracketed[1], bracketed[2]
+        if ":" not in host:
+            raise ValueError(f"{text}: brackets are for IPv6 addresses.")
+    elif text.count(":") > 1:
+        host, port = text, None
+        head, _, tail = text.rpartition(":")
+        if is_address(head) and tail.isdecimal():
+            host, port = head, tail
+    else:
+        host, colon, tail = text.partition(":")
+        port = tail if colon else None
+    try:
+        address = str(ipaddress.ip_address(host))
+    except ValueError:
+        raise ValueError(f"{text}: enter a valid IPv4 or IPv6 address, and a port after a colon.") from None
+    if port is None:
+        return address, DEFAULT_PORT
+    if not (port.isascii() and port.isdecimal() and len(port) < 7 and 1 <= int(port) <= 65535):
+        raise ValueError(f"{text}: the port must be between 1 and 65535.")
+    return address, int(port)
+
+
+def parse_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    """One mask of an initiator group: ``ALL`` → None, else ``a.b.c.d[/n]``, ``v6[/n]``, ``[v6][/n]`` (§7.4).
+
+    Raises:
+        ValueError: none of these.
+    """
+    if text.upper() == "ALL":
+        return None
+    try:
+        return ipaddress.ip_network(re.sub(r"^\[([^\]]*)\]", r"\1", text), strict=False)
+    except ValueError:
+        raise ValueError(f"{text} is not a valid IP address or network.") from None
+
+
+_SIZE = re.compile(r"([0-9]{1,19})\s*(?:([KMGTP])(I?)B?|B)?", re.ASCII | re.IGNORECASE)
+
+
+def parse_size(text: str) -> tuple[str, int]:
+    """A size as clients write it → (normalised text, bytes); units are powers of 1024 (§6.2).
+
+    The unit stays the client's: ``10 mb`` → ``10MB``, ``1 gib`` → ``1GiB``, ``2G`` → ``2G``. Nothing of
+    anything is ``0``, which means auto.
+
+    Raises:
+        ValueError: no size, or one that no file can have (2⁶³ bytes and more).
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise ValueError(BAD_SIZE)
+    number, prefix, binary = int(match[1]), (match[2] or "").upper(), match[3]
+    size = number << (10 * (" KMGTP".index(prefix) if prefix else 0))
+    if size >= 2**63:
+        raise ValueError(BAD_SIZE)
+    if not size:
+        return "0", 0
+    ending = "B" if text.strip()[-1] in "bB" else ""
+    return f"{number}{prefix}{'i' if binary else ''}{ending if prefix else ''}", size
+
+
+def is_address(text: str) -> bool:
+    """Whether this is an IPv4 or IPv6 address without a port."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

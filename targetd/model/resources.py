@@ -1,0 +1,386 @@
+"""The resources of the API as frozen dataclasses, a ``Configuration`` of them, and look-ups in it.
+
+Sections are those of the API's semantics (``§5.1`` …).
+"""
+
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
+
+from targetd.model.fields import AuthTag, OneOf, Range, Reference, Text
+from targetd.model.forms import is_address, parse_network, split_address, split_list
+
+__all__ = [
+    "BLOCK_SIZES",
+    "COLLECTIONS",
+    "GLOBALS",
+    "MAX_LENGTH",
+    "MAX_LUN",
+    "MAX_TAG",
+    "RPMS",
+    "AuthChoice",
+    "AuthCredential",
+    "Collection",
+    "Configuration",
+    "Extent",
+    "ExtentType",
+    "GlobalConfiguration",
+    "InitiatorGroup",
+    "LunMapping",
+    "Portal",
+    "Resource",
+    "Target",
+    "TargetGroup",
+    "credentials_by_tag",
+    "first_group",
+    "full_name",
+    "groups_by_target",
+    "mappings_by_extent",
+    "mappings_by_target",
+    "objects",
+    "targets_by_name",
+]
+
+AuthChoice = Literal["None", "Auto", "CHAP", "CHAP Mutual"]
+ExtentType = Literal["File", "Disk", "Device", "ZVOL", "ZFS Volume"]
+"""As the client said it. Disk = Device; ZVOL = ZFS Volume."""
+
+Collection = Literal[
+    "extents", "initiator_groups", "credentials", "portals", "targets", "target_groups", "lun_mappings"
+]
+GLOBALS: Literal["globals"] = "globals"
+"""Stands where a collection's name stands when the global configuration is meant."""
+
+MAX_LUN = 16383
+"""The flat space addressing method holds 14 bits (SAM-5 §4.7.7.3); FreeNAS stopped at 1023."""
+MAX_TAG = 2**31 - 1
+"""What FreeNAS' integer fields hold."""
+MAX_LENGTH = 2**24 - 1
+"""The largest burst or segment (RFC 7143 §13.12 to §13.14)."""
+BLOCK_SIZES = (512, 1024, 2048, 4096)
+RPMS = ("Unknown", "SSD", "5400", "7200", "10000", "15000")
+
+
+def _bad_address(text: str) -> str | None:
+    return None if is_address(text) else "Enter a valid IPv4 or IPv6 address."
+
+
+def _bad_networks(text: str) -> str | None:
+    try:
+        for token in split_list(text):
+            parse_network(token)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _bad_isns_servers(text: str) -> str | None:
+    wrong = []
+    for token in split_list(text):
+        try:
+            split_address(token)
+        except ValueError:
+            wrong.append(token)
+    return f"The following addresses are not valid: {', '.join(wrong)}" if wrong else None
+
+
+def _bad_alias(text: str) -> str | None:
+    return "target is a reserved word" if text.lower() == "target" else None
+
+
+_UNQUOTED = Text(max_length=120, required=True, pattern='[^"]*', message="Double quotes are not allowed.")
+_SERIAL = Text(
+    max_length=16, pattern="[ !#-~]*", message="Use printable ASCII characters except the double quote."
+)
+_COMMENT = Text(max_length=120, lines=True)
+_LIST = Text(max_length=2048, lines=True)
+_NETWORKS = Text(max_length=2048, lines=True, check=_bad_networks)
+_BASENAME = Text(
+    max_length=120,
+    required=True,
+    pattern=r"(?i:iqn\.[0-9]{4}-(?:0[1-9]|1[0-2])\.[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?(?::[-a-z0-9.:]+)?"
+    r"|eui\.[0-9a-f]{16}|naa\.(?:[0-9a-f]{16}){1,2})",
+    message="Enter an iSCSI name of the form iqn.YYYY-MM.domain[:name], eui.… or naa.…, without blanks.",
+)
+_NAA = Text(
+    max_length=34,
+    pattern="(?i:0x6[0-9a-f]{31}|0x[235][0-9a-f]{15})",
+    message="Enter 0x and 32 hexadecimal digits (NAA 6) or 16 (NAA 2, 3, 5).",
+)
+
+Id: TypeAlias = Annotated[int, Range(1, 2**63 - 1)]
+Tag: TypeAlias = Annotated[int, Range(1, MAX_TAG)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GlobalConfiguration:
+    """What holds for every target. Lengths in bytes, times in seconds (§5.1, §7.2)."""
+
+    basename: Annotated[str, _BASENAME] = "iqn.2011-03.org.example.istgt"
+    discovery_auth_method: AuthChoice = "None"
+    discovery_auth_group: Annotated[int | None, Range(1, MAX_TAG), AuthTag("discovery_auth_method")] = None
+    io_timeout_s: Annotated[int, Range(0, 300)] = 30
+    """How long a peer may stall inside a PDU; 0 = no limit."""
+    nop_in_interval_s: Annotated[int, Range(0, 300)] = 20
+    """0 = off."""
+    max_sessions: Annotated[int, Range(1, 65535)] = 16
+    max_connections: Annotated[int, Range(1, 65535)] = 8
+    r2t: Annotated[int, Range(0, 256)] = 32
+    max_outstanding_r2t: Annotated[int, Range(1, 65535)] = 16
+    first_burst_length: Annotated[int, Range(512, MAX_LENGTH)] = 65536
+    max_burst_length: Annotated[int, Range(512, MAX_LENGTH)] = 262144
+    max_recv_data_segment_length: Annotated[int, Range(512, MAX_LENGTH)] = 262144
+    default_time2wait: Annotated[int, Range(0, 3600)] = 2
+    default_time2retain: Annotated[int, Range(0, 3600)] = 60
+    luc_enabled: bool = False
+    luc_ip: Annotated[str | None, Text(max_length=64, check=_bad_address)] = "127.0.0.1"
+    luc_port: Annotated[int | None, Range(1, 65535)] = 3261
+    luc_auth_network: Annotated[str, _NETWORKS] = ""
+    """Empty = 127.0.0.0/8."""
+    luc_auth_method: Literal["", "None", "Auto", "CHAP", "CHAP Mutual"] = ""
+    """Empty = CHAP."""
+    luc_auth_group: Annotated[int | None, Range(1, MAX_TAG), AuthTag("luc_auth_method")] = None
+    isns_servers: Annotated[str, Text(max_length=2048, lines=True, check=_bad_isns_servers)] = ""
+    pool_avail_threshold: Annotated[int | None, Range(1, 99)] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """A piece of storage that can be a logical unit (§5.2)."""
+
+    id: Id
+    name: Annotated[str, _UNQUOTED]
+    type: ExtentType
+    path: Annotated[str, Text(max_length=120, required=True)]
+    """Absolute path of the file or device node."""
+    file_size: Annotated[str, Text(max_length=120)] = "0"
+    """As the client said it, normalised (``10MB``); ``0`` = the size of what is there."""
+    size_bytes: Annotated[int, Range(0, 2**63 - 1)] = 0
+    """``file_size`` in bytes; 0 = auto."""
+    comment: Annotated[str, _COMMENT] = ""
+    naa: Annotated[str, _NAA] = ""
+    """``0x`` and 32 hexadecimal digits (NAA 6) or 16 (NAA 2, 3, 5); made at creation, then fixed."""
+    insecure_tpc: bool = True
+    serial: Annotated[str, _SERIAL] = ""
+    serial_given: bool = False
+    """The client set ``serial``; decides who wins in VPD page 80h (api-semantics §5.2)."""
+    block_size: Annotated[int, OneOf(BLOCK_SIZES)] = 512
+    physical_block_size_hidden: bool = False
+    avail_threshold: Annotated[int | None, Range(1, 99)] = None
+    """Per cent."""
+    xen: bool = False
+    rpm: Annotated[str, OneOf(RPMS)] = "SSD"
+    read_only: bool = False
+    legacy: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitiatorGroup:
+    """Who may log in, and from where (§5.3, §7.4)."""
+
+    id: Id
+    tag: Tag
+    initiators: Annotated[str, _LIST] = "ALL"
+    auth_network: Annotated[str, _NETWORKS] = "ALL"
+    comment: Annotated[str, _COMMENT] = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthCredential:
+    """One CHAP user; several share a tag (§5.4)."""
+
+    id: Id
+    tag: Tag
+    user: Annotated[str, Text(max_length=120, required=True)]
+    secret: Annotated[str, Text(max_length=120, required=True)] = field(repr=False)
+    peer_user: Annotated[str, Text(max_length=120)] = ""
+    peer_secret: Annotated[str, Text(max_length=120)] = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Portal:
+    """A portal group: addresses that lead to the same targets (§5.6)."""
+
+    id: Annotated[int, Range(1, 65535, "A portal's id is its TargetPortalGroupTag and ends at {1}.")]
+    """Also its TargetPortalGroupTag, of 16 bits, which therefore never moves (§6.4)."""
+    tag: Tag
+    comment: Annotated[str, _COMMENT] = ""
+    addresses: tuple[str, ...] = ()
+    """``IP:PORT`` as the client said it; ``split_address`` reads them."""
+    discovery_auth_method: AuthChoice = "None"
+    discovery_auth_group: Annotated[int | None, Range(1, MAX_TAG), AuthTag("discovery_auth_method")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A target (§5.5). Its name is as stored; ``full_name`` makes the iSCSI name."""
+
+    id: Id
+    name: Annotated[
+        str,
+        Text(
+            max_length=120,
+            required=True,
+            pattern="[-a-z0-9.:]+",
+            message='Use alphanumeric characters, ".", "-" and ":".',
+        ),
+    ]
+    alias: Annotated[
+        str | None,
+        Text(max_length=120, pattern='[^"]*', message="Double quotes are not allowed.", check=_bad_alias),
+    ] = None
+    serial: Annotated[str, _SERIAL] = ""
+    serial_given: bool = False
+    type: Annotated[str, OneOf(("Disk",))] = "Disk"
+    flags: Literal["rw", "ro"] = "rw"
+    initial_digest: Annotated[str, Text(max_length=120)] = "Auto"
+    """Stored and echoed, never used (api-semantics §5.5)."""
+    queue_depth: Annotated[int, Range(0, 255)] = 32
+    logical_block_size: Annotated[int, OneOf(BLOCK_SIZES)] = 512
+    mode: Literal["iscsi", "fc", "both"] = "iscsi"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetGroup:
+    """A grant: this target, through this portal group, to this initiator group, proven this way (§5.8)."""
+
+    id: Id
+    target_id: Annotated[int, Reference("targets")]
+    portal_id: Annotated[int, Reference("portals")]
+    initiator_group_id: Annotated[int | None, Reference("initiator_groups")] = None
+    """None = any initiator."""
+    auth_method: AuthChoice = "None"
+    auth_group: Annotated[int | None, Range(1, MAX_TAG), AuthTag("auth_method")] = None
+    """The tag of the credentials."""
+    initial_digest: Annotated[str, Text(max_length=120)] = "Auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LunMapping:
+    """An extent as a LUN of a target (``targettoextent``, §5.7)."""
+
+    id: Id
+    target_id: Annotated[int, Reference("targets")]
+    extent_id: Annotated[int, Reference("extents")]
+    lun: Annotated[int, Range(0, MAX_LUN, f"LUN ID must be a positive integer and lower than {MAX_LUN + 1}.")]
+
+
+Resource: TypeAlias = Extent | InitiatorGroup | AuthCredential | Portal | Target | TargetGroup | LunMapping
+
+COLLECTIONS: Mapping[Collection, type[Resource]] = types.MappingProxyType(
+    {
+        "extents": Extent,
+        "initiator_groups": InitiatorGroup,
+        "credentials": AuthCredential,
+        "portals": Portal,
+        "targets": Target,
+        "target_groups": TargetGroup,
+        "lun_mappings": LunMapping,
+    }
+)
+"""Collection → what is in it; a collection stands after those it refers to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """Everything, at one moment. The mappings go from id to object and are never mutated."""
+
+    globals: GlobalConfiguration = field(default_factory=GlobalConfiguration)
+    extents: Mapping[int, Extent] = field(default_factory=dict)
+    initiator_groups: Mapping[int, InitiatorGroup] = field(default_factory=dict)
+    credentials: Mapping[int, AuthCredential] = field(default_factory=dict)
+    portals: Mapping[int, Portal] = field(default_factory=dict)
+    targets: Mapping[int, Target] = field(default_factory=dict)
+    target_groups: Mapping[int, TargetGroup] = field(default_factory=dict)
+    lun_mappings: Mapping[int, LunMapping] = field(default_factory=dict)
+    service_enabled: bool = True
+    """``services/services/iscsitarget`` srv_enable: portals listen only while it is true."""
+    last_ids: Mapping[str, int] = field(default_factory=dict)
+    """Collection name (``extents``, ``targets`` …) → the highest id ever given out there."""
+    _derived: dict[str, tuple[tuple[object, ...], Any]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Look-ups made from the above, see ``_look_up``. The one thing here that grows after creation."""
+
+
+# -- Look-ups ------------------------------------------------------------------------------------------
+_T = TypeVar("_T")
+_R = TypeVar("_R", Extent, InitiatorGroup, AuthCredential, Portal, Target, TargetGroup, LunMapping)
+
+
+def objects(config: Configuration, collection: Collection) -> Mapping[int, Resource]:
+    """One collection of the configuration by its name."""
+    return cast(Mapping[int, Resource], getattr(config, collection))
+
+
+def _look_up(config: Configuration, name: str, sources: tuple[object, ...], make: Callable[[], _T]) -> _T:
+    """What ``make`` derives from ``sources``, made once and kept as long as those very objects live on.
+
+    The edits hand the kept ones to the next configuration, where they still hold if their sources do.
+    """
+    kept = config._derived.get(name)
+    if kept is not None and all(map(lambda a, b: a is b, kept[0], sources)):
+        return cast(_T, kept[1])
+    made = make()
+    config._derived[name] = (sources, made)
+    return made
+
+
+def _grouped(members: Iterable[_R], key: Callable[[_R], int]) -> Mapping[int, Sequence[_R]]:
+    groups: dict[int, list[_R]] = {}
+    for member in members:
+        groups.setdefault(key(member), []).append(member)
+    return groups
+
+
+def full_name(globals: GlobalConfiguration, target: Target) -> str:
+    """The iSCSI name, lower case: as stored if it is a whole name, else below the basename (§4)."""
+    name = target.name.lower()
+    return name if name.startswith(("iqn.", "eui.", "naa.")) else f"{globals.basename.lower()}:{name}"
+
+
+def targets_by_name(config: Configuration) -> Mapping[str, Target]:
+    """Full iSCSI name (lower case) → target."""
+
+    def make() -> dict[str, Target]:
+        return {full_name(config.globals, target): target for target in config.targets.values()}
+
+    return _look_up(config, "targets_by_name", (config.targets, config.globals), make)
+
+
+def groups_by_target(config: Configuration) -> Mapping[int, Sequence[TargetGroup]]:
+    """Target id → its grants; a target without any is absent."""
+    groups = config.target_groups
+    return _look_up(
+        config, "groups_by_target", (groups,), lambda: _grouped(groups.values(), lambda g: g.target_id)
+    )
+
+
+def mappings_by_target(config: Configuration) -> Mapping[int, Sequence[LunMapping]]:
+    """Target id → its LUNs, in no order of LUN; a target without any is absent."""
+    luns = config.lun_mappings
+    return _look_up(
+        config, "mappings_by_target", (luns,), lambda: _grouped(luns.values(), lambda m: m.target_id)
+    )
+
+
+def mappings_by_extent(config: Configuration) -> Mapping[int, Sequence[LunMapping]]:
+    """Extent id → where it is a LUN; an extent without any is absent."""
+    luns = config.lun_mappings
+    return _look_up(
+        config, "mappings_by_extent", (luns,), lambda: _grouped(luns.values(), lambda m: m.extent_id)
+    )
+
+
+def credentials_by_tag(config: Configuration) -> Mapping[int, Sequence[AuthCredential]]:
+    """Tag → its users, oldest first."""
+    users = config.credentials
+    return _look_up(
+        config, "credentials_by_tag", (users,), lambda: _grouped(users.values(), lambda user: user.tag)
+    )
+
+
+def first_group(config: Configuration, target_id: int) -> TargetGroup | None:
+    """The grant that a flat target shows and edits: its oldest (§5.8)."""
+    return min(groups_by_target(config).get(target_id, ()), key=lambda group: group.id, default=None)
