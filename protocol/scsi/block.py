@@ -1,0 +1,712 @@
+"""Bodies of the SBC commands: what a CDB means for the bytes of the medium.
+
+Each command is up to three functions, named in its row of ``table.py``: ``prepare_…`` decodes the CDB
+when the header arrives and checks range and limits; ``…_nowait`` does it on the event loop if that needs
+no waiting, else answers None; the body proper runs on a worker and may wait.
+
+Rules:
+
+* Reserved bits, RD/WR/VRPROTECT (PROTECT=0, so those too), ANCHOR (ANC_SUP=0) and unsupported service
+  actions are refused by the usage mask of the row; here are only the fields that have a meaning.
+* A range is checked before its length: LBA OUT OF RANGE goes before INVALID FIELD IN CDB. Zero blocks is
+  no error up to and including the LBA after the last ("shall not be considered an error").
+* What a Data-In reply borrows (``read_nowait``) is never looked at; what is compared or combined comes from
+  ``read`` or ``copy_nowait``, which is plain memory.
+* A write answers GOOD when the medium has it, if FUA says so or WCE is off; else when the backend has it.
+* The initiator may send less Data-Out than the CDB asks for: exactly what came is written, to the byte.
+
+Source: SBC-3 r36 §5.
+"""
+
+from collections.abc import Callable
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from protocol.enums import ScsiStatus
+from protocol.scsi.limits import (
+    COPY_CHUNK_BYTES,
+    LBA_STATUS_DESCRIPTORS,
+    MAXIMUM_ATOMIC_BLOCKS,
+    MAXIMUM_COMPARE_AND_WRITE_BLOCKS,
+    MAXIMUM_TRANSFER_BYTES,
+    MAXIMUM_UNMAP_BLOCKS,
+    MAXIMUM_UNMAP_DESCRIPTORS,
+    MAXIMUM_WRITE_SAME_BLOCKS,
+    PREFETCH_BYTES,
+    SPACE_CHUNK_BYTES,
+    pieces,
+)
+from protocol.scsi.request import GOOD, Buffer, Outcome, Request
+from protocol.scsi.sense import CheckCondition, Sense
+from storage.base import Backend
+
+if TYPE_CHECKING:
+    from protocol.scsi.device import LogicalUnit
+
+__all__ = [
+    "compare_and_write",
+    "compare_and_write_nowait",
+    "get_lba_status",
+    "medium",
+    "orwrite",
+    "prefetch",
+    "prefetch_nowait",
+    "prepare_compare_and_write",
+    "prepare_get_lba_status",
+    "prepare_range",
+    "prepare_rw",
+    "prepare_rw6",
+    "prepare_unmap",
+    "prepare_verify",
+    "prepare_write_and_verify",
+    "prepare_write_atomic",
+    "prepare_write_same",
+    "read",
+    "read_capacity10",
+    "read_capacity16",
+    "read_defect_data10",
+    "read_defect_data12",
+    "read_nowait",
+    "synchronize_cache",
+    "synchronize_cache_nowait",
+    "unmap",
+    "verify",
+    "write",
+    "write_and_verify",
+    "write_atomic",
+    "write_nowait",
+    "write_same",
+]
+
+ABORTED = Outcome(ScsiStatus.TASK_ABORTED)
+"""What a long body ends with when it sees that its task is gone; nobody is told."""
+CONDITION_MET = Outcome(ScsiStatus.CONDITION_MET)
+
+FUA = 0x08
+IMMED = 0x02
+UNMAP = 0x08
+NDOB = 0x01
+WRITE_6 = 0x0A
+
+# Where a CDB has its LBA and its number of blocks, by CDB length:
+# (unpacks byte 1, LBA and blocks; byte of the LBA; byte of the number).
+_Layout = tuple[Callable[[Buffer], tuple[int, int, int]], int, int]
+_CDB10: _Layout = Struct("!xBIxH7x").unpack, 2, 7  # CDBs come padded to 16 bytes
+_CDB12: _Layout = Struct("!xBII6x").unpack, 2, 6
+_CDB16: _Layout = Struct("!xBQIxx").unpack, 2, 10
+_BY_GROUP: tuple[_Layout, ...] = (_CDB10, _CDB10, _CDB10, _CDB10, _CDB16, _CDB12)
+"""By group code, the three high bits of the opcode (SPC-4 §4.3.2)."""
+
+# READ and WRITE: the layout, and whether the blocks travel as Data-Out.
+_READ_WRITE: dict[int, tuple[Callable[[Buffer], tuple[int, int, int]], bool, int, int]] = {
+    opcode: (layout[0], out, layout[1], layout[2])
+    for opcode, layout, out in (
+        (0x28, _CDB10, False),
+        (0x2A, _CDB10, True),
+        (0xA8, _CDB12, False),
+        (0xAA, _CDB12, True),
+        (0x88, _CDB16, False),
+        (0x8A, _CDB16, True),
+        (0x8B, _CDB16, True),  # ORWRITE(16)
+    )
+}
+
+
+def medium(unit: "LogicalUnit") -> Backend:
+    """The unit's backend, or MEDIUM NOT PRESENT: it may have gone since the command was let in."""
+    backend = unit.backend
+    if backend is None:
+        raise CheckCondition(Sense.MEDIUM_NOT_PRESENT)
+    return backend
+
+
+def set_range(unit: "LogicalUnit", request: Request, lba: int, blocks: int, lba_at: int = 2) -> None:
+    """Check a range of blocks and note it in the request, in bytes; ``lba_at``: where the CDB has the LBA."""
+    if lba + blocks > unit.blocks:
+        raise CheckCondition(Sense.LBA_OUT_OF_RANGE, field=lba_at)
+    request.offset = lba * unit.block_size
+    request.length = blocks * unit.block_size
+
+
+def set_rest(unit: "LogicalUnit", request: Request, lba: int, blocks: int) -> None:
+    """Like ``set_range``, where zero blocks mean all from ``lba`` to the last one."""
+    set_range(unit, request, lba, blocks or max(0, unit.blocks - lba))
+
+
+def _decode(cdb: bytes) -> tuple[int, int, int, int]:
+    """Byte 1, LBA, number of blocks, and the byte of that number, of a 10, 12 or 16 byte CDB."""
+    unpack, _, blocks_at = _BY_GROUP[cdb[0] >> 5]
+    return (*unpack(cdb[:16]), blocks_at)
+
+
+# -- READ and WRITE (SBC-3 §5.11 to 5.14, §5.32 to 5.35) --------------------------------------------
+
+
+def prepare_rw(unit: "LogicalUnit", request: Request) -> None:
+    """READ and WRITE (10), (12), (16), and ORWRITE(16)."""
+    cdb = request.cdb
+    unpack, out, lba_at, blocks_at = _READ_WRITE[cdb[0]]
+    _, lba, blocks = unpack(cdb if len(cdb) == 16 else cdb[:16])
+    if lba + blocks > unit.blocks:
+        raise CheckCondition(Sense.LBA_OUT_OF_RANGE, field=lba_at)
+    block_size = unit.block_size
+    request.offset = lba * block_size
+    request.length = length = blocks * block_size
+    if length > MAXIMUM_TRANSFER_BYTES:
+        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=blocks_at)
+    if out:
+        request.transfer_length = length
+
+
+def prepare_rw6(unit: "LogicalUnit", request: Request) -> None:
+    """READ(6) and WRITE(6): 21 bits of LBA, and TRANSFER LENGTH 0 is 256 blocks (SBC-3 §5.11)."""
+    cdb = request.cdb
+    set_range(unit, request, int.from_bytes(cdb[1:4], "big") & 0x1FFFFF, cdb[4] or 256, lba_at=1)
+    if cdb[0] == WRITE_6:
+        request.transfer_length = request.length
+
+
+def read_nowait(unit: "LogicalUnit", request: Request) -> Outcome | None:
+    """READ, if the bytes can be had without waiting; they may be borrowed."""
+    backend = unit.backend
+    if backend is None or not request.length:
+        return read(unit, request)
+    data = backend.read_nowait(request.offset, request.length)
+    return None if data is None else Outcome(ScsiStatus.GOOD, data)
+
+
+def read(unit: "LogicalUnit", request: Request) -> Outcome:
+    """READ. FUA needs nothing: what the backend returns is what the medium has or will have."""
+    backend = medium(unit)
+    if not request.length:
+        return GOOD
+    return Outcome(ScsiStatus.GOOD, backend.read(request.offset, request.length))
+
+
+def _data(request: Request, length: int) -> Buffer:
+    """The Data-Out that counts: what came, but no more than ``length`` bytes."""
+    data = request.data_out
+    return data if len(data) <= length else memoryview(data)[:length]
+
+
+def _durable(unit: "LogicalUnit", request: Request) -> bool:
+    """FUA, or WCE off; WRITE(6) has no FUA, that bit is the LBA's there."""
+    cdb = request.cdb
+    return not unit.write_cache or bool(cdb[1] & FUA and cdb[0] != WRITE_6)
+
+
+def write_nowait(unit: "LogicalUnit", request: Request) -> Outcome | None:
+    """WRITE into the cache, if that needs no waiting. What must be durable always waits."""
+    cdb = request.cdb
+    if not unit.write_cache or (cdb[1] & FUA and cdb[0] != WRITE_6):
+        return None
+    backend = unit.backend
+    data = request.data_out
+    length = request.length
+    if backend is None or not length or not data:
+        return write(unit, request)
+    if len(data) > length:
+        data = memoryview(data)[:length]
+    return GOOD if backend.write_nowait(request.offset, data) else None
+
+
+def write(unit: "LogicalUnit", request: Request) -> Outcome:
+    """WRITE: as much Data-Out as came, up to the transfer length."""
+    backend = medium(unit)
+    data = _data(request, request.length)
+    if len(data):
+        backend.write(request.offset, data, durable=_durable(unit, request))
+    return GOOD
+
+
+def prepare_write_atomic(unit: "LogicalUnit", request: Request) -> None:
+    """WRITE ATOMIC(16) (SBC-4 §5.48): no boundaries, any alignment, up to MAXIMUM_ATOMIC_BLOCKS."""
+    cdb = request.cdb
+    blocks = int.from_bytes(cdb[12:14], "big")
+    set_range(unit, request, int.from_bytes(cdb[2:10], "big"), blocks)
+    if blocks > MAXIMUM_ATOMIC_BLOCKS:
+        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=12)
+    if cdb[10] or cdb[11]:  # MAXIMUM ATOMIC BOUNDARY SIZE is 0
+        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=10)
+    request.transfer_length = request.length
+
+
+def write_atomic(unit: "LogicalUnit", request: Request) -> Outcome:
+    """WRITE ATOMIC: all or nothing towards every other command, its row being exclusive.
+
+    Unless all its data has come nothing is written, and it is durable before it answers. Against power loss
+    in the middle it is as atomic as one write of the medium is.
+    """
+    if len(request.data_out) < request.length:
+        raise CheckCondition(Sense.INVALID_INFORMATION_UNIT)
+    if request.length:
+        medium(unit).write(request.offset, _data(request, request.length), durable=True)
+    return GOOD
+
+
+# -- VERIFY, WRITE AND VERIFY (SBC-3 §5.29 to 5.31, §5.36 to 5.38) -----------------------------------
+
+_COMPARE_NONE, _COMPARE_ALL, _COMPARE_ONE_BLOCK = 0, 1, 3
+
+
+def _byte_check(cdb: bytes) -> int:
+    """BYTCHK."""
+    return cdb[1] >> 1 & 3
+
+
+def prepare_verify(unit: "LogicalUnit", request: Request) -> None:
+    """VERIFY(10), (12), (16). BYTCHK 00b takes no Data-Out: if some is sent all the same, it is ignored."""
+    _, lba, blocks, blocks_at = _decode(request.cdb)
+    set_range(unit, request, lba, blocks)
+    check = _byte_check(request.cdb)
+    if check == _COMPARE_ALL:
+        if request.length > MAXIMUM_TRANSFER_BYTES:
+            raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=blocks_at)
+        request.transfer_length = request.length
+    elif check == _COMPARE_ONE_BLOCK:
+        request.transfer_length = min(unit.block_size, request.length)
+    elif check != _COMPARE_NONE:
+        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=1, bit=2)
+
+
+def verify(unit: "LogicalUnit", request: Request) -> Outcome:
+    """VERIFY: read the range, and compare it as BYTCHK says; a difference is MISCOMPARE."""
+    backend = medium(unit)
+    check = _byte_check(request.cdb)
+    length = request.length
+    if check == _COMPARE_NONE:
+        return _read_through(backend, request)
+    data = memoryview(_data(request, request.transfer_length))
+    if check == _COMPARE_ONE_BLOCK:
+        if len(data) < request.transfer_length:
+            raise CheckCondition(Sense.INVALID_INFORMATION_UNIT)
+        return _compare_one_block(backend, request, bytes(data))
+    for offset, size in pieces(request.offset, min(length, len(data)), COPY_CHUNK_BYTES):
+        if request.aborted:
+            return ABORTED
+        at = offset - request.offset
+        if backend.read(offset, size) != data[at : at + size]:
+            raise CheckCondition(Sense.MISCOMPARE_DURING_VERIFY)
+    return GOOD
+
+
+def _read_through(backend: Backend, request: Request) -> Outcome:
+    for offset, size in pieces(request.offset, request.length, COPY_CHUNK_BYTES):
+        if request.aborted:
+            return ABORTED
+        backend.read(offset, size)
+    return GOOD
+
+
+def _compare_one_block(backend: Backend, request: Request, block: bytes) -> Outcome:
+    """BYTCHK 11b: every block of the range equals the one sent."""
+    if not block:
+        return GOOD
+    per_chunk = max(1, COPY_CHUNK_BYTES // len(block))
+    pattern = memoryview(block * per_chunk)
+    done = 0
+    while done < request.length:
+        if request.aborted:
+            return ABORTED
+        size = min(len(pattern), request.length - done)
+        if backend.read(request.offset + done, size) != pattern[:size]:
+            raise CheckCondition(Sense.MISCOMPARE_DURING_VERIFY)
+        done += size
+    return GOOD
+
+
+def prepare_write_and_verify(unit: "LogicalUnit", request: Request) -> None:
+    """WRITE AND VERIFY(10), (12), (16); BYTCHK 0 or 1."""
+    _, lba, blocks, blocks_at = _decode(request.cdb)
+    set_range(unit, request, lba, blocks)
+    if _byte_check(request.cdb) not in (_COMPARE_NONE, _COMPARE_ALL):
+        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=1, bit=2)
+    if request.length > MAXIMUM_TRANSFER_BYTES:
+        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=blocks_at)
+    request.transfer_length = request.length
+
+
+def write_and_verify(unit: "LogicalUnit", request: Request) -> Outcome:
+    """WRITE AND VERIFY: to the medium whatever WCE says, then read again, and compared with BYTCHK 1."""
+    backend = medium(unit)
+    data = memoryview(_data(request, request.length))
+    if not len(data):
+        return GOOD
+    backend.write(request.offset, data, durable=True)
+    back = backend.read(request.offset, len(data))
+    if _byte_check(request.cdb) == _COMPARE_ALL and back != data:
+        raise CheckCondition(Sense.MISCOMPARE_DURING_VERIFY)
+    return GOOD
+
+
+# -- COMPARE AND WRITE, ORWRITE (SBC-3 §5.2, §5.7) ---------------------------------------------------
+
+
+def prepare_compare_and_write(unit: "LogicalUnit", request: Request) -> None:
+    """COMPARE AND WRITE: twice its blocks of Data-Out, what is expected and what to write."""
+    cdb = request.cdb
+    blocks = cdb[13]
+    set_range(unit, request, int.from_bytes(cdb[2:10], "big"), blocks)
+    if blocks > MAXIMUM_COMPARE_AND_WRITE_BLOCKS:
+        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=13)
+    request.transfer_length = 2 * request.length
+    if request.expected_out != request.transfer_length:
+        raise CheckCondition(Sense.INVALID_INFORMATION_UNIT)
+
+
+def first_difference(one: Buffer, other: Buffer) -> int | None:
+    """Offset of the first byte in which two buffers of equal length differ."""
+    one, other = memoryview(one), memoryview(other)
+    low, high = 0, len(one)
+    if one == other:
+        return None
+    while high - low > 1:  # it is in one[low:high]
+        middle = (low + high) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _expect(request: Request, found: Buffer) -> Buffer:
+    """Compare the first half of the Data-Out with the medium; the second half is what to write."""
+    length = request.length
+    data = memoryview(request.data_out)
+    difference = first_difference(found, data[:length])
+    if difference is not None:
+        raise CheckCondition(Sense.MISCOMPARE_DURING_VERIFY, information=difference)
+    return data[length : 2 * length]
+
+
+def compare_and_write_nowait(unit: "LogicalUnit", request: Request) -> Outcome | None:
+    """COMPARE AND WRITE, if neither half needs waiting."""
+    backend = unit.backend
+    if backend is None or not request.length or _durable(unit, request):
+        return None
+    found = backend.copy_nowait(request.offset, request.length)
+    if found is None or len(request.data_out) < 2 * request.length:
+        return None
+    return GOOD if backend.write_nowait(request.offset, _expect(request, found)) else None
+
+
+def compare_and_write(unit: "LogicalUnit", request: Request) -> Outcome:
+    """COMPARE AND WRITE: its row is exclusive, so nothing comes between the compare and the write."""
+    backend = medium(unit)
+    if not request.length:
+        return GOOD
+    if len(request.data_out) < 2 * request.length:
+        raise CheckCondition(Sense.INVALID_INFORMATION_UNIT)
+    data = _expect(request, backend.read(request.offset, request.length))
+    backend.write(request.offset, data, durable=_durable(unit, request))
+    return GOOD
+
+
+def orwrite(unit: "LogicalUnit", request: Request) -> Outcome:
+    """ORWRITE(16): the medium becomes itself or the Data-Out, bit by bit; the row is exclusive."""
+    backend = medium(unit)
+    data = memoryview(_data(request, request.length))
+    durable = _durable(unit, request)
+    for offset, size in pieces(request.offset, len(data), COPY_CHUNK_BYTES):
+        if request.aborted:
+            return ABORTED
+        at = offset - request.offset
+        mask = int.from_bytes(data[at : at + size], "little")
+        bits = int.from_bytes(backend.read(offset, size), "little") | mask
+        backend.write(offset, bits.to_bytes(size, "little"), durable=durable)
+    return GOOD
+
+
+# -- WRITE SAME, UNMAP (SBC-3 §5.28, §5.40, §5.41) ---------------------------------------------------
+
+
+def prepare_write_same(unit: "LogicalUnit", request: Request) -> None:
+    """WRITE SAME(10) and (16): zero blocks are all to the end (WSNZ=0); one block of Data-Out or, with
+    NDOB, none. Data-Out of another size than a block is refused: there is nothing it could mean."""
+    cdb = request.cdb
+    flags, lba, blocks, blocks_at = _decode(cdb)
+    set_rest(unit, request, lba, blocks)
+    if blocks > MAXIMUM_WRITE_SAME_BLOCKS:
+        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=blocks_at)
+    if flags & UNMAP and not unit.thin:  # LBPWS and LBPWS10 are 0
+        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=1, bit=3)
+    if not flags & NDOB:
+        request.transfer_length = unit.block_size
+        if request.expected_out != unit.block_size:
+            raise CheckCondition(Sense.INVALID_INFORMATION_UNIT)
+
+
+def write_same(unit: "LogicalUnit", request: Request) -> Outcome:
+    """WRITE SAME. With UNMAP, blocks of zeros are given back (LBPRZ=1: they read the same, SBC-3 §4.7.3.4.4)
+    and any other pattern is written."""
+    backend = medium(unit)
+    flags = request.cdb[1]
+    pattern = b""
+    if not flags & NDOB:
+        pattern = bytes(_data(request, unit.block_size))
+        if len(pattern) < unit.block_size:
+            raise CheckCondition(Sense.INVALID_INFORMATION_UNIT)
+    if not any(pattern):
+        give_back = flags & UNMAP and backend.capabilities.unmap_reads_zero
+        clear = backend.unmap if give_back else backend.write_zeroes
+        finished = _clear(request, clear, request.offset, request.length)
+    else:
+        finished = _fill(backend, request, pattern)
+    if not finished:
+        return ABORTED
+    if not unit.write_cache and request.length:
+        backend.flush(request.offset, request.length)
+    return GOOD
+
+
+def _clear(request: Request, clear: Callable[[int, int], None], offset: int, length: int) -> bool:
+    """``clear`` a range in pieces; False: aborted."""
+    for at, size in pieces(offset, length, SPACE_CHUNK_BYTES):
+        if request.aborted:
+            return False
+        clear(at, size)
+    return True
+
+
+def _fill(backend: Backend, request: Request, pattern: bytes) -> bool:
+    """Write a block over and over; False: aborted."""
+    data = memoryview(pattern * max(1, min(COPY_CHUNK_BYTES, request.length) // len(pattern)))
+    done = 0
+    while done < request.length:
+        if request.aborted:
+            return False
+        size = min(len(data), request.length - done)
+        backend.write(request.offset + done, data[:size])
+        done += size
+    return True
+
+
+_UNMAP_HEADER_BYTES = 8
+_UNMAP_DESCRIPTOR = Struct("!QI4x")
+
+
+def prepare_unmap(unit: "LogicalUnit", request: Request) -> None:
+    """UNMAP: only the parameter list tells the ranges, so it counts for all of the medium."""
+    length = int.from_bytes(request.cdb[7:9], "big")
+    if 0 < length < _UNMAP_HEADER_BYTES:
+        raise CheckCondition(Sense.PARAMETER_LIST_LENGTH_ERROR, field=7)
+    if not unit.thin:  # LBPU is 0
+        raise CheckCondition(Sense.INVALID_OPCODE, field=0)
+    request.transfer_length = length
+    set_range(unit, request, 0, unit.blocks)
+
+
+def unmap_ranges(unit: "LogicalUnit", parameters: Buffer) -> list[tuple[int, int]]:
+    """The ranges of an UNMAP parameter list (SBC-3 §5.28.2) in bytes: sorted, merged, none empty.
+
+    All descriptors are checked before the first is acted on. Merging lets neighbours that are each too
+    small for the unmap granularity be given back together. Truncated descriptors are ignored.
+    """
+    parameters = bytes(parameters)
+    if not parameters:
+        return []
+    if len(parameters) < _UNMAP_HEADER_BYTES:
+        raise CheckCondition(Sense.PARAMETER_LIST_LENGTH_ERROR)
+    listed = min(int.from_bytes(parameters[2:4], "big"), len(parameters) - _UNMAP_HEADER_BYTES)
+    count = listed // _UNMAP_DESCRIPTOR.size
+    if count > MAXIMUM_UNMAP_DESCRIPTORS:
+        raise CheckCondition(Sense.INVALID_FIELD_IN_PARAMETER_LIST, field=2, in_parameters=True)
+    ranges = []
+    total = 0
+    for index in range(count):
+        at = _UNMAP_HEADER_BYTES + index * _UNMAP_DESCRIPTOR.size
+        lba, blocks = _UNMAP_DESCRIPTOR.unpack_from(parameters, at)
+        if lba + blocks > unit.blocks:
+            raise CheckCondition(Sense.LBA_OUT_OF_RANGE, field=at, in_parameters=True)
+        total += blocks
+        if total > MAXIMUM_UNMAP_BLOCKS:
+            raise CheckCondition(Sense.INVALID_FIELD_IN_PARAMETER_LIST, field=at + 8, in_parameters=True)
+        if blocks:
+            ranges.append((lba * unit.block_size, blocks * unit.block_size))
+    ranges.sort()
+    merged: list[tuple[int, int]] = []
+    for offset, length in ranges:
+        if merged and offset <= sum(merged[-1]):
+            before, size = merged[-1]
+            merged[-1] = before, max(size, offset + length - before)
+        else:
+            merged.append((offset, length))
+    return merged
+
+
+def unmap(unit: "LogicalUnit", request: Request) -> Outcome:
+    """UNMAP. Pieces below the unmap granularity are zeroed by the backend, not given back (LBPRZ=1)."""
+    backend = medium(unit)
+    ranges = unmap_ranges(unit, _data(request, request.transfer_length))
+    for offset, length in ranges:
+        if not _clear(request, backend.unmap, offset, length):
+            return ABORTED
+    if ranges and not unit.write_cache:
+        backend.flush()
+    return GOOD
+
+
+# -- caches (SBC-3 §5.8, §5.9, §5.26, §5.27) ---------------------------------------------------------
+
+
+def prepare_range(unit: "LogicalUnit", request: Request) -> None:
+    """PRE-FETCH(10), (16) and SYNCHRONIZE CACHE(10), (16): a range; zero blocks are all to the end."""
+    _, lba, blocks, _ = _decode(request.cdb)
+    set_rest(unit, request, lba, blocks)
+
+
+def _ignore(outcome: Outcome) -> None:
+    """IMMED: the command has been answered."""
+
+
+def synchronize_cache_nowait(unit: "LogicalUnit", request: Request) -> Outcome | None:
+    """With IMMED: begin, and answer."""
+    if not request.cdb[1] & IMMED:
+        return None
+    backend = medium(unit)
+    offset, length = request.offset, request.length
+
+    def work() -> Outcome:
+        try:
+            backend.flush(offset, length)
+        except OSError:
+            pass  # the backend keeps and reports it: ``last_error``, and the next durable command fails
+        return GOOD
+
+    if length:
+        unit.lane.run(work, _ignore)
+    return GOOD
+
+
+def synchronize_cache(unit: "LogicalUnit", request: Request) -> Outcome:
+    """SYNCHRONIZE CACHE: GOOD when the medium has all of the range."""
+    backend = medium(unit)
+    if request.length:
+        backend.flush(request.offset, request.length)
+    return GOOD
+
+
+def prefetch_nowait(unit: "LogicalUnit", request: Request) -> Outcome | None:
+    """With IMMED: begin, and answer; whether all of it will be there is known from its size."""
+    if not request.cdb[1] & IMMED:
+        return None
+    medium(unit)
+
+    def work() -> Outcome:
+        try:
+            return prefetch(unit, request)
+        except (OSError, CheckCondition):
+            return GOOD  # a READ of the same blocks will tell
+
+    unit.lane.run(work, _ignore)
+    return _prefetched(request)
+
+
+def _prefetched(request: Request) -> Outcome:
+    return CONDITION_MET if request.length <= PREFETCH_BYTES else GOOD
+
+
+def prefetch(unit: "LogicalUnit", request: Request) -> Outcome:
+    """PRE-FETCH: CONDITION MET when all of the range has been read, GOOD when only its beginning was."""
+    backend = medium(unit)
+    for offset, size in pieces(request.offset, min(request.length, PREFETCH_BYTES), COPY_CHUNK_BYTES):
+        if request.aborted:
+            return ABORTED
+        backend.read(offset, size)
+    return _prefetched(request)
+
+
+# -- what the medium is like (SBC-3 §5.5, §5.15 to 5.18) ---------------------------------------------
+
+
+def prepare_get_lba_status(unit: "LogicalUnit", request: Request) -> None:
+    """GET LBA STATUS: from an LBA that exists, as far as it goes."""
+    lba = int.from_bytes(request.cdb[2:10], "big")
+    if lba >= unit.blocks:
+        raise CheckCondition(Sense.LBA_OUT_OF_RANGE, field=2)
+    set_range(unit, request, lba, unit.blocks - lba)
+
+
+_MAPPED, _DEALLOCATED = 0, 1
+_STATUS_DESCRIPTOR = Struct("!QIB3x")
+
+
+def get_lba_status(unit: "LogicalUnit", request: Request) -> Outcome:
+    """GET LBA STATUS: runs of blocks of one state, neighbours never of the same one.
+
+    A block is mapped if any byte of it is. Without a truthful map everything is mapped (SBC-3 §4.7.2).
+    """
+    backend = medium(unit)
+    allocation = int.from_bytes(request.cdb[10:14], "big")
+    wanted = min(LBA_STATUS_DESCRIPTORS, max(1, -(-(allocation - 8) // _STATUS_DESCRIPTOR.size)))
+    block_size = unit.block_size
+    states: list[list[int]] = []  # [first block, block after the last, state]
+    if unit.thin and backend.capabilities.map_query:
+        for run in backend.runs(request.offset, request.length):
+            if request.aborted:
+                return ABORTED
+            end = run.offset + run.length
+            if run.mapped:
+                first, last, state = run.offset // block_size, -(-end // block_size), _MAPPED
+            else:
+                first, last, state = -(-run.offset // block_size), end // block_size, _DEALLOCATED
+            if states:
+                first = max(first, states[-1][1])
+            if first >= last:
+                continue
+            if states and states[-1][2] == state:
+                states[-1][1] = last
+            elif len(states) == wanted:
+                break
+            else:
+                states.append([first, last, state])
+    else:
+        states.append([request.offset // block_size, unit.blocks, _MAPPED])
+    descriptors = bytearray()
+    for first, last, state in states:
+        for at, blocks in _split(first, last):
+            descriptors += _STATUS_DESCRIPTOR.pack(at, blocks, state)
+    length = 4 + len(descriptors)
+    return Outcome(data_in=(length.to_bytes(4, "big") + bytes(4) + descriptors)[:allocation])
+
+
+def _split(first: int, last: int) -> list[tuple[int, int]]:
+    """A run in descriptors of 32 bit counts."""
+    most = 0xFFFFFFFF
+    return [(at, min(most, last - at)) for at in range(first, last, most)]
+
+
+def read_capacity10(unit: "LogicalUnit", request: Request) -> Outcome:
+    """READ CAPACITY(10): FFFFFFFFh says that READ CAPACITY(16) knows."""
+    medium(unit)
+    last = min(unit.blocks - 1, 0xFFFFFFFF)
+    return Outcome(data_in=max(0, last).to_bytes(4, "big") + unit.block_size.to_bytes(4, "big"))
+
+
+_LBPME, _LBPRZ = 0x80, 0x40
+
+
+def read_capacity16(unit: "LogicalUnit", request: Request) -> Outcome:
+    """READ CAPACITY(16): no protection; LBPPBE and LBPME, LBPRZ as they are; LOWEST ALIGNED LBA 0."""
+    backend = medium(unit)
+    data = bytearray(32)
+    data[0:8] = max(0, unit.blocks - 1).to_bytes(8, "big")
+    data[8:12] = unit.block_size.to_bytes(4, "big")
+    data[13] = unit.config.physical_block_exponent
+    if unit.thin:
+        data[14] = _LBPME | (_LBPRZ if backend.capabilities.unmap_reads_zero else 0)
+    return Outcome(data_in=bytes(data[: int.from_bytes(request.cdb[10:14], "big")]))
+
+
+def read_defect_data10(unit: "LogicalUnit", request: Request) -> Outcome:
+    """READ DEFECT DATA(10): the lists asked for are there and empty, in the format asked for."""
+    cdb = request.cdb
+    data = bytes((0, cdb[2] & 0x1F, 0, 0))
+    return Outcome(data_in=data[: int.from_bytes(cdb[7:9], "big")])
+
+
+def read_defect_data12(unit: "LogicalUnit", request: Request) -> Outcome:
+    """READ DEFECT DATA(12): likewise, with a longer header and a generation that never changes."""
+    cdb = request.cdb
+    data = bytes((0, cdb[1] & 0x1F)) + bytes(6)
+    return Outcome(data_in=data[: int.from_bytes(cdb[6:10], "big")])
