@@ -3,9 +3,10 @@
 A backend is bytes on a medium. Offsets and lengths are in bytes; callers have checked the range.
 Three kinds of calls, told apart by what they may do to the thread that makes them:
 
-* ``geometry``, ``capabilities`` and ``status`` are plain attributes.
-* ``read_nowait`` and ``write_nowait`` never wait for a medium: they are for the event loop. They
-  answer None / False when the work would have to wait, and then the caller takes the other kind.
+* ``geometry``, ``capabilities``, ``status``, ``last_error`` and ``lost_writes`` are plain attributes.
+* ``read_nowait``, ``copy_nowait``, ``write_nowait`` and ``tick`` never wait for a medium: they are for
+  the event loop. They answer None / False when the work would have to wait, and then the caller takes
+  the other kind.
 * Everything else may wait for as long as the medium likes: worker threads only.
 
 Every failure is an ``OSError`` whose ``errno`` is the true one; what it means on the wire is decided
@@ -16,7 +17,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Backend", "Buffer", "Capabilities", "Geometry", "Run", "Space"]
+__all__ = ["TICK_INTERVAL_S", "Backend", "Buffer", "Capabilities", "Geometry", "Run", "Space"]
+
+TICK_INTERVAL_S = 2.0
+"""How often the daemon calls ``Backend.tick``: what is known about memory may be this old. Shorter, and
+asking the kernel anew starts to show (a microsecond or two per 256 KiB in use); longer, and more replies
+meet pages that memory pressure has taken meanwhile."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -77,6 +83,13 @@ class Backend(ABC):
 
     geometry: Geometry
     capabilities: Capabilities
+    status: str = "ok"
+    """``ok``, or what is wrong in words for the operator."""
+    last_error: OSError | None = None
+    """The last failure of the medium."""
+    lost_writes: int = 0
+    """How often the medium has said that it lost data it had taken (a write-back error). Whoever wrote
+    before an increase cannot trust those writes: the next command of each such session fails once."""
 
     # -- never wait: for the event loop -------------------------------------------------------
 
@@ -86,7 +99,16 @@ class Backend(ABC):
 
         What is returned may be a window on mapped memory: it is borrowed until the reply has left,
         and only system calls may touch it (a fault there is EFAULT; touched from Python it is SIGBUS).
+        After EFAULT, ``read`` of the same range gives the bytes or the true error.
         """
+
+    def copy_nowait(self, offset: int, length: int) -> Buffer | None:
+        """Like ``read_nowait``, in memory that Python may touch (never mapped): for digests and compares."""
+        return None
+
+    def tick(self) -> None:
+        """Age what is believed about the medium. Called every ``TICK_INTERVAL_S`` from the event loop."""
+        return
 
     @abstractmethod
     def write_nowait(self, offset: int, data: Buffer) -> bool:

@@ -1,0 +1,271 @@
+"""A file as a medium.
+
+The exported size and the file's size are two things. The file is grown, sparse, when the exported size is
+larger, and never shortened: a smaller exported size leaves the rest of the file alone (api-semantics
+§6.3). An exported size of 0 means that of the file, and follows its growth at ``refresh``. A file that is
+*shorter* than what is exported has been cut off under us: everything but that is an error until it is
+whole again, since a write past its end would fill the gap with silent zeros.
+
+A file whose name has gone, or leads to another file, is no longer the medium: what is written to it would
+vanish with the descriptor. ``refresh`` raises once, and a later ``refresh`` that finds a file under the
+path, the old one or a new one, carries on with it.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from storage import linux
+from storage.base import Backend, Capabilities, Geometry, Run, Space
+from storage.handle import Handle, open_file
+from storage.mapping import PAGE
+from storage.paged import Paged
+from storage.transfer import copy_buffered, copy_by_runs, merged, overlaps, short_io, zero_buffered
+
+__all__ = ["File"]
+
+IN_MEMORY: Final = frozenset({linux.TMPFS, linux.RAMFS})
+
+INLINE: Final = frozenset({linux.EXT4, linux.XFS, linux.BTRFS, linux.F2FS, linux.OVERLAYFS}) | IN_MEMORY
+"""File systems where a buffered write of whole pages waits for no one. Anything unknown is taken to wait:
+FUSE, NFS, CIFS, 9p ask another process. ZFS is not here, because a write of less than a record reads the
+record in first and no call tells whether it is in memory."""
+
+LOCAL: Final = INLINE | {linux.ZFS}
+"""File systems where fstat waits for no one."""
+
+COPY_PIECE = 256 << 20
+"""Bytes for one copy_file_range: a shared block costs next to nothing, but where the kernel has to copy,
+the call cannot be interrupted for as long as it takes."""
+
+_NO_OFFLOAD = frozenset(
+    (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.ETXTBSY, errno.EBADF)
+)
+"""What copy_file_range(2) says when it cannot, rather than when the medium fails."""
+
+
+class File(Paged):
+    """A regular file, open."""
+
+    def __init__(self, path: str, size_bytes: int = 0, *, read_only: bool = False) -> None:
+        """Open ``path`` and claim it against other processes.
+
+        Args:
+            path: an existing regular file.
+            size_bytes: exported size; 0 = the size of the file.
+            read_only: open it so; others may read it too.
+
+        Raises:
+            OSError: it cannot be opened, is in use, or is shorter than ``size_bytes`` and cannot grow.
+        """
+        super().__init__(path, writable=not read_only)
+        self._asked_size = size_bytes
+        self._identity = (0, 0)
+        self._zero_range = True
+        with self._change:
+            self._open()
+
+    def _open(self) -> None:
+        handle, status = open_file(self.path, writable=self.writable)
+        size = self._asked_size or status.st_size
+        if size > status.st_size:
+            if not self.writable:
+                raise OSError(errno.EINVAL, f"the file is shorter than {size} bytes and read-only", self.path)
+            os.ftruncate(handle.fd, size)
+        kind = linux.file_system(handle.fd)
+        self._identity = (status.st_dev, status.st_ino)
+        self._local = kind in LOCAL
+        self._in_memory = kind in IN_MEMORY
+        self._inline_medium = kind in INLINE
+        granularity = status.st_blksize if kind == linux.ZFS else os.fstatvfs(handle.fd).f_frsize
+        self.capabilities = Capabilities(
+            writable=self.writable,
+            unmap=self.writable and self._can_punch(handle, max(size, status.st_size)),
+            unmap_granularity=max(512, granularity),
+            unmap_reads_zero=True,
+            map_query=self._can_seek_holes(handle),
+            copy_offload=self.writable,
+        )
+        self.geometry = Geometry(size_bytes=size)
+        self._attach(handle, size)
+
+    @staticmethod
+    def _can_punch(handle: Handle, size: int) -> bool:
+        # Past the end, so that nothing is touched. EFBIG: the end is as far as the file system goes.
+        try:
+            linux.punch_hole(handle.fd, -(-size // PAGE) * PAGE, PAGE)
+        except OSError as error:
+            return error.errno == errno.EFBIG
+        return True
+
+    @staticmethod
+    def _can_seek_holes(handle: Handle) -> bool:
+        try:
+            os.lseek(handle.fd, 0, os.SEEK_HOLE)
+        except OSError as error:
+            return error.errno == errno.ENXIO  # an empty file
+        return True
+
+    def _examine(self, handle: Handle) -> OSError | None:
+        try:
+            status = os.fstat(handle.fd)
+        except OSError as error:
+            return error
+        if not status.st_nlink:
+            return OSError(errno.ENOENT, "the file has been deleted", self.path)
+        if status.st_size < self.geometry.size_bytes:
+            return OSError(
+                errno.EIO,
+                f"the file has been cut off at {status.st_size} of {self.geometry.size_bytes} bytes",
+                self.path,
+            )
+        return None
+
+    # -- holes ------------------------------------------------------------------------------------
+
+    def unmap(self, offset: int, length: int) -> None:
+        handle = self._usable(write=True)
+        if length:
+            try:
+                linux.punch_hole(handle.fd, offset, length)
+            except OSError as error:
+                self._failed(error)
+                raise
+            finally:
+                self._mapping.forget(offset, length)
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        handle = self._usable(write=True)
+        if not length:
+            return
+        if self._zero_range:
+            try:
+                linux.zero_range(handle.fd, offset, length)
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    self._failed(error)
+                    raise
+                self._zero_range = False
+            else:
+                return
+            finally:
+                self._mapping.forget(offset, length)
+        zero_buffered(self, offset, length)
+
+    def runs(self, offset: int, length: int) -> Iterator[Run]:
+        return merged(self._raw_runs(self._usable(), offset, offset + length))
+
+    def _raw_runs(self, handle: Handle, at: int, end: int) -> Iterator[Run]:
+        if not self.capabilities.map_query:
+            if at < end:
+                yield Run(at, end - at, True)
+            return
+        while at < end:
+            try:
+                data = min(os.lseek(handle.fd, at, os.SEEK_DATA), end)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # ENXIO: no more data
+                    raise
+                data = end
+            if data > at:
+                yield Run(at, data - at, False)
+            if data == end:
+                return
+            # May equal ``data`` when it was punched between the two calls; the loop then goes on.
+            at = min(os.lseek(handle.fd, data, os.SEEK_HOLE), end)
+            if at > data:
+                yield Run(data, at - data, True)
+
+    def allocate(self) -> None:
+        """Take all the space of the exported size now, so that no write can run out of it.
+
+        Raises:
+            OSError: ENOSPC; what had been taken stays taken.
+        """
+        handle = self._usable(write=True)
+        os.posix_fallocate(handle.fd, 0, self.geometry.size_bytes)
+
+    # -- copying ----------------------------------------------------------------------------------
+
+    def copy_from(self, source: Backend, source_offset: int, offset: int, length: int) -> None:
+        self._usable(write=True)
+        if source is self and overlaps(source_offset, offset, length):
+            copy_buffered(self, source, source_offset, offset, length)
+        elif isinstance(source, File):
+            copy_by_runs(self, source, source_offset, offset, length, File._copy_data)
+        else:
+            copy_by_runs(self, source, source_offset, offset, length)
+
+    @staticmethod
+    def _copy_data(
+        destination: Backend, source: Backend, source_offset: int, offset: int, length: int
+    ) -> None:
+        """``copy_buffered`` by copy_file_range(2), which shares blocks where the file system can."""
+        assert isinstance(source, File) and isinstance(destination, File)
+        take, give = source._usable(), destination._usable(write=True)
+        done = 0
+        try:
+            while done < length:
+                count = os.copy_file_range(
+                    take.fd, give.fd, min(COPY_PIECE, length - done), source_offset + done, offset + done
+                )
+                if not count:
+                    raise short_io("the source ends before its size", source.path)
+                done += count
+        except OSError as error:
+            if error.errno not in _NO_OFFLOAD:
+                destination._failed(error)
+                raise
+        finally:
+            # Shared blocks take the place of the destination's pages.
+            destination._mapping.forget(offset, length)
+        if done < length:
+            copy_buffered(destination, source, source_offset + done, offset + done, length - done)
+
+    # -- size and presence ------------------------------------------------------------------------
+
+    def refresh(self) -> Geometry:
+        with self._change:
+            self._check_open()
+            try:
+                status = Path(self.path).stat()
+            except OSError as error:
+                self._lose(error)
+                raise
+            if (status.st_dev, status.st_ino) != self._identity:
+                if not self._lost:
+                    fault = OSError(errno.ESTALE, "another file has taken the place of this one", self.path)
+                    self._lose(fault)
+                    raise fault
+                self._open()
+            elif not self._asked_size and status.st_size > self.geometry.size_bytes:
+                self._export(status.st_size)
+            else:
+                self._lost = False
+                self._judge()
+                if self._fault is not None:
+                    raise self._fault
+            return self.geometry
+
+    def resize(self, size_bytes: int) -> None:
+        """Export ``size_bytes`` (0: the size of the file), growing the file, sparse, where it is shorter."""
+        with self._change:
+            handle = self._usable()
+            present = os.fstat(handle.fd).st_size
+            if size_bytes > present:
+                if not self.writable:
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS), self.path)
+                os.ftruncate(handle.fd, size_bytes)
+            self._asked_size = size_bytes
+            self._export(size_bytes or present)
+
+    def _export(self, size_bytes: int) -> None:
+        self.geometry = Geometry(size_bytes=size_bytes)
+        self._attach(self._handle, size_bytes)
+
+    def space(self) -> Space:
+        handle = self._usable()
+        around = os.fstatvfs(handle.fd)
+        return Space(used=os.fstat(handle.fd).st_blocks * 512, available=around.f_bavail * around.f_frsize)

@@ -1,0 +1,318 @@
+"""What files and block devices have in common: both are read and written through the page cache.
+
+**Reading.** What is in memory goes out straight from a mapping (``mapping.py`` has the rules); what is
+not is read by a worker with ``pread``, which also brings it into memory for the next time. Where nothing
+can be mapped (no address space left, an odd file system) ``preadv`` with RWF_NOWAIT takes its place.
+
+**Writing.** A buffered write to a local file system is a copy into the page cache and a few bookkeeping
+locks: cheaper than a hop to a worker and back (30–60 µs) up to ``INLINE_WRITE_LIMIT``. Three things can
+make it wait, and each has its rule: a partial page that is not in memory must be read in first (such
+writes go to a worker); file systems behind a network or another process wait for that (``_inline`` is
+false for them); and the kernel holds up writers when too much is dirty (a governor sends writes to
+workers for a second after one that took long).
+
+**Faults.** A medium that is known to be cut off, deleted or gone serves nothing: silent zeros and writes
+into a file without a name are lies. ``_examine`` finds out, for one system call; ``tick`` asks it for
+media in use, and every failure does. A fault that ``_examine`` can see past clears itself; one that
+concerns the path (``_lose``) lasts until ``refresh`` has found the medium again.
+"""
+
+import errno
+import os
+import threading
+from abc import abstractmethod
+from time import perf_counter
+
+from storage.base import Backend, Buffer
+from storage.coalesce import Coalescer
+from storage.handle import CLOSED, Handle
+from storage.mapping import PAGE, UNMAPPED, Mapping, may_ask
+from storage.transfer import short_io
+
+__all__ = ["INLINE_WRITE_LIMIT", "Paged"]
+
+INLINE_WRITE_LIMIT = 256 * 1024
+"""Bytes. Copying this much into the page cache takes 10–60 µs, up to what a worker hop costs: above it a
+worker is no dearer, and the loop stays free."""
+
+SLOW_WRITE_S = 0.010
+"""An inline write that takes longer has waited for more than a copy. Twice the interpreter's switch
+interval, because waiting for the GIL after the call counts here too and says nothing of the medium."""
+
+SLOW_WRITE_PAUSE_S = 1.0
+"""How long after a slow one writes go to workers. The kernel's own pauses for a writer are up to 0.2 s."""
+
+_PARTIAL = PAGE - 1
+
+
+class Paged(Backend):
+    """A medium behind the page cache. Subclasses open it and know its special operations."""
+
+    _local = True
+    """Asking the kernel about the medium never waits (false for network file systems and FUSE)."""
+    _in_memory = False
+    """The file system has no medium (tmpfs): every read and write is a copy."""
+    _inline_medium = False
+    """Buffered writes never wait for anything but dirty throttling."""
+
+    def __init__(self, path: str, *, writable: bool) -> None:
+        self.path = path
+        self.writable = writable
+        self._handle: Handle = CLOSED
+        self._mapping: Mapping = UNMAPPED
+        """Of the whole exported size."""
+        self._window: Mapping = UNMAPPED
+        """``_mapping``, or nothing while there is a fault."""
+        self._inline = False
+        self._inline_again = 0.0
+        """``perf_counter`` reading before which no write is made inline."""
+        self._touched = False
+        """Written inline since the last tick."""
+        self._nowait_reads = True
+        """RWF_NOWAIT has not failed yet."""
+        self._fault: OSError | None = None
+        self._lost = False
+        """The fault lasts until ``refresh``."""
+        self._closed = False
+        self._write_back_error = ""
+        self._change = threading.RLock()
+        """Held to change handle, mapping, geometry or fault; readers take what they find."""
+        self._flusher = Coalescer(self._sync)
+
+    @abstractmethod
+    def _examine(self, handle: Handle) -> OSError | None:
+        """What is wrong with the medium behind the descriptor; never waits where ``_local``."""
+
+    # -- never wait -------------------------------------------------------------------------------
+
+    def read_nowait(self, offset: int, length: int) -> Buffer | None:
+        return self._window.read(offset, length) or self._read_unknown(offset, length)
+
+    def _read_unknown(self, offset: int, length: int) -> Buffer | None:
+        if not length:
+            return b""
+        window = self._window
+        if window.look(offset, length):
+            return window.view[offset : offset + length]
+        if self._in_memory or not window.mapped:
+            return self._read_cached(offset, length)
+        return None
+
+    def _read_cached(self, offset: int, length: int) -> Buffer | None:
+        if self._fault is not None:
+            return None
+        handle = self._handle
+        try:
+            if self._in_memory:
+                data = os.pread(handle.fd, length, offset)
+                return data if len(data) == length else None
+            if not self._nowait_reads:
+                return None
+            buffer = bytearray(length)
+            count = os.preadv(handle.fd, [buffer], offset, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                self._nowait_reads = False
+            return None  # EAGAIN: not in memory. Anything else: a worker's read names it.
+        return buffer if count == length else None
+
+    def copy_nowait(self, offset: int, length: int) -> Buffer | None:
+        window = self._window
+        # Ask mincore first: RWF_NOWAIT alone may start reading ahead, and look up extents to do so.
+        if window.mapped and not self._in_memory and length and not window.look(offset, length):
+            return None
+        return self._read_cached(offset, length)
+
+    def write_nowait(self, offset: int, data: Buffer) -> bool:
+        length = len(data)
+        if not self._inline or length > INLINE_WRITE_LIMIT:
+            return False
+        if (offset | length) & _PARTIAL and not self._edges_in_memory(offset, length):
+            return False
+        begin = perf_counter()
+        if begin < self._inline_again:
+            return False
+        handle = self._handle
+        self._touched = True
+        try:
+            written = os.pwrite(handle.fd, data, offset)
+            if perf_counter() - begin > SLOW_WRITE_S:
+                self._inline_again = perf_counter() + SLOW_WRITE_PAUSE_S
+            if written != length:
+                self._write_all(handle, offset, data, written, 0)
+        except OSError as error:
+            self.last_error = error
+            raise
+        return True
+
+    def _edges_in_memory(self, offset: int, length: int) -> bool:
+        """Whether the pages that the range covers only in part are in memory."""
+        if self._in_memory or not length:
+            return True
+        window = self._window
+        if window.read(offset, length):
+            return True
+        end = offset + length
+        if offset & _PARTIAL and not window.look(offset, 1):
+            return False
+        return not end & _PARTIAL or window.look(end - 1, 1)
+
+    def tick(self) -> None:
+        window = self._window
+        if not (window.warm or self._touched or self._fault is not None):
+            return  # thousands of idle units cost nothing
+        self._touched = False
+        window.expire()
+        if self._local and self._change.acquire(blocking=False):
+            try:
+                self._judge()
+            finally:
+                self._change.release()
+
+    # -- may wait ---------------------------------------------------------------------------------
+
+    def read(self, offset: int, length: int) -> Buffer:
+        handle = self._usable()
+        try:
+            data = os.pread(handle.fd, length, offset)
+            if len(data) == length:
+                return data
+            parts = [data]
+            missing = length - len(data)
+            while missing:
+                data = os.pread(handle.fd, missing, offset + length - missing)
+                if not data:
+                    # The end of a medium that should go on: cut off under us. Zeros would be a lie.
+                    raise short_io("the medium ends before its size", self.path)
+                parts.append(data)
+                missing -= len(data)
+            return b"".join(parts)
+        except OSError as error:
+            self._failed(error)
+            raise
+
+    def write(self, offset: int, data: Buffer, *, durable: bool = False) -> None:
+        handle = self._usable(write=True)
+        try:
+            self._write_all(handle, offset, data, 0, os.RWF_DSYNC if durable else 0)
+        except OSError as error:
+            if durable and error.errno == errno.EIO:
+                self._lost_write(error)
+            self._failed(error)
+            raise
+
+    def _write_all(self, handle: Handle, offset: int, data: Buffer, done: int, flags: int) -> None:
+        with memoryview(data) as view:
+            while done < len(view):
+                with view[done:] as rest:
+                    if flags:
+                        count = self._write_durable(handle, rest, offset + done, flags)
+                    else:
+                        count = os.pwrite(handle.fd, rest, offset + done)
+                if not count:
+                    raise short_io("nothing was written", self.path)
+                done += count
+
+    @staticmethod
+    def _write_durable(handle: Handle, data: memoryview, offset: int, flags: int) -> int:
+        try:
+            return os.pwritev(handle.fd, [data], offset, flags)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+        # A file system without RWF_DSYNC: the same by hand.
+        count = os.pwrite(handle.fd, data, offset)
+        os.fdatasync(handle.fd)
+        return count
+
+    def flush(self, offset: int = 0, length: int = 0) -> None:
+        # The whole medium whatever the range: Linux has no call that makes a range durable
+        # (sync_file_range writes neither metadata nor the disk's own cache).
+        if self.writable:
+            self._usable()
+            self._flusher.run()
+
+    def _sync(self) -> None:
+        handle = self._handle
+        try:
+            os.fdatasync(handle.fd)
+        except OSError as error:
+            # The kernel reports a write-back error once per open file and then forgets it, and the
+            # pages count as clean: this is the only time that anyone hears of it.
+            self._lost_write(error)
+            self._failed(error)
+            raise
+
+    def close(self) -> None:
+        with self._change:
+            self._inline = False
+            self._handle = CLOSED
+            self._window = self._mapping = UNMAPPED
+            self._closed = self._lost = True
+            self._fault = OSError(errno.EBADF, "the extent has been closed", self.path)
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise OSError(errno.EBADF, "the extent has been closed", self.path)
+
+    def _attach(self, handle: Handle, size_bytes: int) -> None:
+        """Serve ``size_bytes`` of ``handle`` from now on. The caller holds ``_change``, sets the geometry."""
+        mapping = UNMAPPED
+        if size_bytes and may_ask(handle.fd):
+            try:
+                mapping = Mapping(handle.fd, size_bytes)
+            except (OSError, ValueError):
+                pass  # RWF_NOWAIT serves instead
+        self._window = UNMAPPED  # never the old window with the new handle
+        self._handle = handle
+        self._mapping = mapping
+        self._lost = False
+        self._set_fault(None)
+
+    def _usable(self, *, write: bool = False) -> Handle:
+        """The handle, if the medium can be used; the caller keeps it in a local while it works."""
+        if write and not self.writable:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), self.path)
+        if self._fault is not None:
+            with self._change:
+                self._judge()
+                if self._fault is not None:
+                    raise OSError(self._fault.errno, self._fault.strerror, self.path)
+        return self._handle
+
+    def _judge(self) -> None:
+        """Look whether the medium is whole. The caller holds ``_change``."""
+        if not self._lost:
+            self._set_fault(self._examine(self._handle))
+
+    def _lose(self, error: OSError) -> None:
+        """The medium is gone until ``refresh`` finds it. The caller holds ``_change``."""
+        self._lost = True
+        self._set_fault(error)
+
+    def _set_fault(self, fault: OSError | None) -> None:
+        self._fault = fault
+        if fault is not None:
+            self._inline = False
+            self._window = UNMAPPED
+            self._mapping.expire()
+            self.last_error = fault
+            self.status = fault.strerror or str(fault)
+        else:
+            self._window = self._mapping
+            self._inline = self.writable and self._inline_medium
+            self.status = self._write_back_error or "ok"
+
+    def _failed(self, error: OSError) -> None:
+        """An operation has failed: remember it, and see whether the medium itself is at fault."""
+        self.last_error = error
+        with self._change:
+            self._judge()
+
+    def _lost_write(self, error: OSError) -> None:
+        with self._change:
+            self.lost_writes += 1
+            self._write_back_error = f"write-back error: {error.strerror}; data written before may be lost"
+            self.status = self._write_back_error
