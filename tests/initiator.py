@@ -606,7 +606,7 @@ class Conversation(ABC):
         """RFC 7143 §11.4."""
         if not header.flags & bhs.FINAL:
             self.initiator.breach("bit 7 of a SCSI Response is always set")
-        # §11.4.8 counts R2Ts too, and in the next sentence asks for 0 where no Data-In was sent: both are met.
+        # §11.4.8 counts R2Ts, and in its next sentence asks for 0 where no Data-In was sent: either will do.
         data_ins = any(isinstance(pdu.header, bhs.DataIn) for pdu in task.pdus)
         counts = {task.next_data_sn} if data_ins else {task.next_data_sn, 0}
         if header.response == 0 and header.exp_data_sn not in counts:
