@@ -1,28 +1,73 @@
-"""The limits this target announces in Block Limits (SBC-3 §6.6.3) and keeps. One place, each with its reason."""
+"""How much one block command may ask for. Block Limits (VPD page B0h) and the checks read the same names.
+
+Blocks are logical blocks. A limit in bytes is turned into blocks by the unit's block size, so that it
+guards the same amount of memory or time whatever the block size is.
+"""
+
+from collections.abc import Iterator
 
 __all__ = [
-    "ATOMIC_BYTES",
-    "COMPARE_AND_WRITE_BLOCKS",
+    "COPY_CHUNK_BYTES",
+    "LBA_STATUS_DESCRIPTORS",
+    "MAXIMUM_ATOMIC_BLOCKS",
+    "MAXIMUM_COMPARE_AND_WRITE_BLOCKS",
+    "MAXIMUM_TRANSFER_BYTES",
+    "MAXIMUM_UNMAP_BLOCKS",
+    "MAXIMUM_UNMAP_DESCRIPTORS",
+    "MAXIMUM_WRITE_SAME_BLOCKS",
     "OPTIMAL_TRANSFER_BYTES",
-    "TRANSFER_BYTES",
-    "UNMAP_BLOCKS",
-    "UNMAP_DESCRIPTORS",
-    "WRITE_SAME_BLOCKS",
+    "PREFETCH_BYTES",
+    "SPACE_CHUNK_BYTES",
+    "maximum_transfer_blocks",
+    "pieces",
 ]
 
-TRANSFER_BYTES = 16 << 20
-"""MAXIMUM TRANSFER LENGTH. A command is buffered whole: this times the queue depth bounds a session's
-memory. Initiators split; Linux stops at 4 MiB or less, Windows at 2 MiB."""
-OPTIMAL_TRANSFER_BYTES = 1 << 20
-"""OPTIMAL TRANSFER LENGTH: beyond it a command gains nothing."""
-COMPARE_AND_WRITE_BLOCKS = 1
-"""MAXIMUM COMPARE AND WRITE LENGTH. Clustered file systems lock with one block (VMware ATS), and
-one is what makes libiscsi's InvalidDataOutSize sound."""
-UNMAP_BLOCKS = 1 << 20
-"""MAXIMUM UNMAP LBA COUNT of one command: bounds how long one UNMAP holds a worker."""
-UNMAP_DESCRIPTORS = 256
+MAXIMUM_TRANSFER_BYTES = 16 * 2**20
+"""MAXIMUM TRANSFER LENGTH. One command may hold this much memory, so it bounds a session's memory by its
+queue depth; initiators split what is longer by themselves. Linux asks for 1280 KiB, Windows for 8 MiB."""
+
+OPTIMAL_TRANSFER_BYTES = 2**20
+"""OPTIMAL TRANSFER LENGTH: beyond it a longer command saves nothing any more."""
+
+MAXIMUM_COMPARE_AND_WRITE_BLOCKS = 1
+"""MAXIMUM COMPARE AND WRITE LENGTH. Locks on disk (VMware ATS) are one block."""
+
+MAXIMUM_ATOMIC_BLOCKS = 256
+"""MAXIMUM ATOMIC TRANSFER LENGTH: the least promise that is of use; MAXIMUM ATOMIC BOUNDARY SIZE is 0."""
+
+MAXIMUM_WRITE_SAME_BLOCKS = 65536
+"""MAXIMUM WRITE SAME LENGTH: what WRITE SAME(10) can say, and it ends well within a time-out on a slow
+disk. NUMBER OF LOGICAL BLOCKS 0 (WSNZ=0) goes to the end of the medium whatever its size."""
+
+MAXIMUM_UNMAP_BLOCKS = 2**20
+"""MAXIMUM UNMAP LBA COUNT: all descriptors of one UNMAP together."""
+
+MAXIMUM_UNMAP_DESCRIPTORS = 256
 """MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT: 4 KiB of parameter list."""
-WRITE_SAME_BLOCKS = 1 << 18
-"""MAXIMUM WRITE SAME LENGTH, for the same reason."""
-ATOMIC_BYTES = 1 << 20
-"""MAXIMUM ATOMIC TRANSFER LENGTH: at least 256 blocks at every block size."""
+
+LBA_STATUS_DESCRIPTORS = 4096
+"""Descriptors of one GET LBA STATUS at most; the initiator asks again for the rest (SBC-3 §5.5.2)."""
+
+PREFETCH_BYTES = 16 * 2**20
+"""What PRE-FETCH reads ahead; of a longer range it does so much and answers GOOD, not CONDITION MET."""
+
+COPY_CHUNK_BYTES = 2**20
+"""Bodies that read or write long ranges do so in pieces of this, and look for an abort in between."""
+
+SPACE_CHUNK_BYTES = 256 * 2**20
+"""The same for what moves no data: unmapping, zeroing. A multiple of every unmap granularity, so that
+pieces give back as much as the whole."""
+
+
+def maximum_transfer_blocks(block_size: int) -> int:
+    """MAXIMUM TRANSFER LENGTH in blocks of ``block_size`` bytes."""
+    return MAXIMUM_TRANSFER_BYTES // block_size
+
+
+def pieces(offset: int, length: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """Cut ``length`` bytes from ``offset`` on at the multiples of ``chunk``: (offset, length) of each."""
+    end = offset + length
+    while offset < end:
+        cut = min(end, offset - offset % chunk + chunk)
+        yield offset, cut - offset
+        offset = cut
