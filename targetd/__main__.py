@@ -1,0 +1,31 @@
+"""``iscsi-targetd``: argv only. The daemon is imported when there is something to serve."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from targetd.options import PROGRAM, UsageError, describe, parse, version
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status: 0, 1 failure, 2 usage."""
+    try:
+        command = parse(sys.argv[1:] if arguments is None else arguments, os.environ)
+    except UsageError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    if command.options is None:
+        print(f"{PROGRAM} {version()}")
+        return 0
+    if command.options.check_config:
+        print("\n".join(describe(command)))
+        return 0
+    from targetd.daemon import run
+
+    return run(command.options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
