@@ -1,0 +1,134 @@
+"""The application: what is served, what stands before it, and the limits of the server below it.
+
+A request passes, from outside in: headers common to all answers, the translation of errors, the login,
+the router. So an answer of any kind has the headers, and nothing is told to who is not logged in.
+
+Further routes (metrics, events, storage) are added through ``ROUTER`` before the application starts; they
+stand behind the same login and appear in the same OpenAPI document.
+"""
+
+import logging
+from collections.abc import Iterable
+from typing import Any, Final, Protocol
+
+from aiohttp import web
+
+from api.auth import Authenticator, require_login
+from api.bodies import MAX_BODY_BYTES
+from api.errors import Handler, translate_errors
+from api.openapi import Documents
+from api.resources.authcredential import AuthCredentialResource
+from api.resources.authorizedinitiator import AuthorizedInitiatorResource
+from api.resources.extent import ExtentResource
+from api.resources.globalconfiguration import GlobalConfigurationResource
+from api.resources.portal import PortalResource
+from api.resources.service import ServiceResource
+from api.resources.session import SessionResource
+from api.resources.system import HEALTH_PATH, SystemResource
+from api.resources.target import TargetResource
+from api.resources.targetgroup import TargetGroupResource
+from api.resources.targettoextent import TargetToExtentResource
+from api.routing import Router
+from targetd.interface import Engine
+
+__all__ = ["AUTHENTICATOR", "ENGINE", "ROUTER", "RUNNER_OPTIONS", "make_app"]
+
+log = logging.getLogger("api")
+
+ENGINE: Final[web.AppKey[Engine]] = web.AppKey("engine", Engine)
+AUTHENTICATOR: Final[web.AppKey[Authenticator]] = web.AppKey("authenticator", Authenticator)
+ROUTER: Final[web.AppKey[Router]] = web.AppKey("router", Router)
+
+RUNNER_OPTIONS: Final[dict[str, Any]] = {
+    "max_line_size": 8190,
+    "max_field_size": 8190,
+    "keepalive_timeout": 75.0,
+    "lingering_time": 2.0,
+    "access_log": None,
+}
+"""For ``web.AppRunner``: bytes of the request line and of one header, as Apache has them; how long, in
+seconds, an idle connection is kept, and the rest of a refused body is read. We log requests ourselves."""
+
+COLLECTIONS: Final = (
+    ExtentResource,
+    AuthorizedInitiatorResource,
+    AuthCredentialResource,
+    TargetResource,
+    PortalResource,
+    TargetToExtentResource,
+    TargetGroupResource,
+)
+
+
+class Registrable(Protocol):
+    """Something with places of its own."""
+
+    def register(self, router: Router) -> None:
+        """Add them."""
+
+
+def make_app(
+    engine: Engine,
+    authenticator: Authenticator,
+    *,
+    version: str,
+    resources: Iterable[Registrable] = (),
+) -> web.Application:
+    """The API over an engine.
+
+    Args:
+        engine: carries out what is asked for.
+        authenticator: knows who may; it is closed with the application.
+        version: of the daemon, for the documents.
+        resources: further ones, behind the same login.
+
+    Returns:
+        An application for ``web.AppRunner(app, **RUNNER_OPTIONS)``.
+    """
+    router = Router()
+    app = web.Application(
+        client_max_size=MAX_BODY_BYTES,
+        middlewares=[
+            common_headers,
+            translate_errors,
+            require_login(authenticator, frozenset({HEALTH_PATH})),
+        ],
+    )
+    app[ENGINE] = engine
+    app[AUTHENTICATOR] = authenticator
+    app[ROUTER] = router
+    every: list[Registrable] = [
+        GlobalConfigurationResource(engine),
+        *(collection(engine) for collection in COLLECTIONS),
+        SessionResource(engine),
+        ServiceResource(engine),
+        SystemResource(version),
+        *resources,
+        Documents(router, version),
+    ]
+    for resource in every:
+        resource.register(router)
+    app.router.add_route("*", "/{path:.*}", router.dispatch)
+
+    async def close(app: web.Application) -> None:
+        authenticator.close()
+
+    app.on_cleanup.append(close)
+    return app
+
+
+@web.middleware
+async def common_headers(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """What every answer carries; one line for every write.
+
+    Bodies hold CHAP secrets: nobody on the way may keep them.
+    """
+    response = await handler(request)
+    if not response.prepared:
+        response.headers["Vary"] = "Accept"
+        response.headers["Server"] = "iscsi-targetd"
+        response.headers["Cache-Control"] = "no-store"
+        response.headers["X-Content-Type-Options"] = "nosniff"
+    if request.method not in ("GET", "HEAD", "OPTIONS"):
+        log.info("%s %.200r from %s: %d", request.method, request.path, request.remote, response.status)
+    return response

@@ -1,0 +1,146 @@
+"""Reading requests: JSON bodies, paging, sorting, filters. Knows no resource (api-semantics §2)."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NoReturn
+
+from aiohttp import web
+
+from api.errors import BadRequestError, UnsupportedFormatError
+
+__all__ = ["DEFAULT_LIMIT", "MAX_BODY_BYTES", "content_range", "filters", "page", "read_object", "sorting"]
+
+MAX_BODY_BYTES: Final = 1 << 20
+"""The largest valid body is a list of addresses, some tens of KiB."""
+DEFAULT_LIMIT: Final = 30
+"""Objects in a list if the client does not say, as the specification has it."""
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_TRAILING_COMMA: Final = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')
+
+
+def _parse(text: str) -> Any:
+    """JSON, also with a comma after the last member: the specification's own examples have one."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except json.JSONDecodeError:
+        mended = _TRAILING_COMMA.sub(lambda match: match[1] or "", text)
+        if mended == text:
+            raise
+        return json.loads(mended, parse_constant=_no_constant)
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """The JSON object in a request's body. A missing Content-Type counts as JSON.
+
+    Raises:
+        BadRequestError: it is no JSON, or no object.
+        UnsupportedFormatError: it says that it is something else.
+    """
+    declared = request.headers.get("Content-Type", "")
+    kind = declared.partition(";")[0].strip().lower()
+    if kind not in ("", "application/json", "text/json", "application/x-json"):
+        raise UnsupportedFormatError(
+            f"The format indicated '{kind[:80]}' had no available deserialization method; use JSON."
+        )
+    raw = await request.read()
+    try:
+        text = raw.decode(request.charset or "utf-8")
+        # .NET writes a byte order mark
+        body = _parse(text.removeprefix("\ufeff"))
+    except (ValueError, LookupError, RecursionError) as error:
+        # the text of a JSON error names a position; it never repeats the body, which may hold secrets
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else _reason(error)
+        raise BadRequestError(f"The request body is not valid JSON: {reason}") from None
+    if not isinstance(body, dict):
+        raise BadRequestError("The request body must be a JSON object.")
+    return body
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case json.JSONDecodeError():
+            return f"{error.msg} at line {error.lineno}, column {error.colno}"
+        case UnicodeDecodeError():
+            return f"byte {error.start} is not {error.encoding}"
+        case LookupError():
+            return "unknown charset"
+        case _:
+            return "a number in it is out of range"
+
+
+def _number(query: Mapping[str, str], name: str) -> int | None:
+    text = query.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 18):
+        raise BadRequestError(f"Invalid {name} '{text[:40]}' provided. Please provide a positive integer.")
+    return int(text)
+
+
+_RANGE: Final = re.compile(r"items=([0-9]{1,18})-([0-9]{1,18})")
+
+
+def page(request: web.Request, items: Sequence[Any]) -> tuple[int, Sequence[Any]]:
+    """The part of a list that was asked for, and its offset; ``limit=0`` is all of it.
+
+    Raises:
+        BadRequestError: limit or offset is no number.
+    """
+    query = request.query
+    limit, offset = _number(query, "limit"), _number(query, "offset")
+    if limit is None and offset is None:
+        asked = _RANGE.fullmatch(request.headers.get("Range", "").replace(" ", ""))
+        if asked and int(asked[1]) <= int(asked[2]):
+            offset, limit = int(asked[1]), int(asked[2]) - int(asked[1]) + 1
+    offset = offset or 0
+    if limit is None:
+        limit = DEFAULT_LIMIT
+    return offset, items[offset : offset + limit] if limit else items[offset:]
+
+
+def content_range(offset: int, length: int, total: int) -> dict[str, str]:
+    """The header; an empty list at 0 is ``items 0--1/0``."""
+    return {"Content-Range": f"items {offset}-{offset + length - 1}/{total}"}
+
+
+_SORT: Final = re.compile(r"sort\(([^()]*)\)")
+
+
+def sorting(request: web.Request, known: Callable[[str], bool]) -> list[tuple[str, bool]]:
+    """Wire name and whether descending, in order of weight, from query keys ``sort(a,-b)``.
+
+    Raises:
+        BadRequestError: there is no such field.
+    """
+    wanted = []
+    for key in request.query:
+        match = _SORT.fullmatch(key.strip())
+        if not match:
+            continue
+        for part in match[1].split(","):
+            # a plus arrives as a blank
+            name = part.strip().lstrip("+-")
+            if not known(name):
+                raise BadRequestError(f"No matching '{name[:80]}' field for ordering on.")
+            wanted.append((name, part.strip().startswith("-")))
+    return wanted
+
+
+def filters(request: web.Request, known: Callable[[str], bool]) -> dict[str, str]:
+    """Wire name → the exact value wanted; query keys that are no fields mean nothing."""
+    return {name: value for name, value in request.query.items() if known(name)}
+
+
+def matches(value: object, wanted: str) -> bool:
+    """Whether a value on the wire is what a filter asks for."""
+    if value is None:
+        return wanted in ("", "null", "None")
+    if isinstance(value, bool):
+        return str(value).lower() == wanted.lower()
+    return str(value) == wanted

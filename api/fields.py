@@ -1,0 +1,499 @@
+"""The resources as the wire has them: one table each (api-semantics §5).
+
+A row names the attribute in ``targetd.model``, its name on the wire and what it means to a user. Type,
+default, bounds and choices are the model's and are not repeated here. Wire names appear in this file and
+nowhere else in the daemon.
+"""
+
+from typing import Final
+
+from api.schema import Declaration, Field, as_nullable
+from targetd.model import (
+    GLOBALS,
+    AuthCredential,
+    Extent,
+    FieldRule,
+    GlobalConfiguration,
+    InitiatorGroup,
+    LunMapping,
+    Portal,
+    Target,
+    TargetGroup,
+    Text,
+    parse_size,
+    rules,
+)
+
+__all__ = [
+    "AUTH_CREDENTIAL",
+    "DECLARATIONS",
+    "EXTENT",
+    "GLOBAL_CONFIGURATION",
+    "INITIATOR_GROUP",
+    "LUN_MAPPING",
+    "PORTAL",
+    "TARGET",
+    "TARGET_GROUP",
+]
+
+_RPM_SPELLINGS: Final = {str(rpm).lower(): str(rpm) for rpm in rules(Extent)["rpm"].choices or ()}
+_GRANT: Final = rules(TargetGroup)
+_METHODS: Final = "None, Auto, CHAP or CHAP Mutual"
+
+
+def _rpm(text: str) -> str:
+    return _RPM_SPELLINGS.get(text.lower(), text)
+
+
+def _size(text: str) -> str:
+    return parse_size(text)[0]
+
+
+GLOBAL_CONFIGURATION: Final = Declaration(
+    title="GlobalConfiguration",
+    summary="What holds for every target.",
+    record=GlobalConfiguration,
+    collection=GLOBALS,
+    fields=(
+        Field(
+            attribute="basename",
+            wire="iscsi_basename",
+            help_text="Goes before every target name that is no iSCSI name already, with a colon between.",
+            example="iqn.2011-03.org.example.istgt",
+        ),
+        Field(
+            attribute="discovery_auth_method",
+            wire="iscsi_discoveryauthmethod",
+            help_text=f"How an initiator proves itself for discovery: {_METHODS}.",
+        ),
+        Field(
+            attribute="discovery_auth_group",
+            wire="iscsi_discoveryauthgroup",
+            help_text="Tag of the credentials for discovery; needed for CHAP and CHAP Mutual.",
+        ),
+        Field(
+            attribute="io_timeout_s",
+            wire="iscsi_iotimeout",
+            help_text="Seconds that a peer may stall inside a PDU before it is dropped; 0 = no limit.",
+        ),
+        Field(
+            attribute="nop_in_interval_s",
+            wire="iscsi_nopinint",
+            help_text="Seconds between pings of an idle initiator, dropped if it misses one; 0 = off.",
+        ),
+        Field(
+            attribute="max_sessions",
+            wire="iscsi_maxsesh",
+            help_text="Normal sessions held at the same time, over all targets.",
+        ),
+        Field(
+            attribute="max_connections",
+            wire="iscsi_maxconnect",
+            help_text="MaxConnections offered: connections in one session.",
+        ),
+        Field(
+            attribute="r2t",
+            wire="iscsi_r2t",
+            help_text="R2Ts sent ahead for queued writes, per connection; 0 = none ahead.",
+        ),
+        Field(
+            attribute="max_outstanding_r2t",
+            wire="iscsi_maxoutstandingr2t",
+            help_text="MaxOutstandingR2T offered.",
+        ),
+        Field(
+            attribute="first_burst_length",
+            wire="iscsi_firstburst",
+            help_text="FirstBurstLength offered, in bytes; at most the maximum burst.",
+        ),
+        Field(
+            attribute="max_burst_length",
+            wire="iscsi_maxburst",
+            help_text="MaxBurstLength offered, in bytes.",
+        ),
+        Field(
+            attribute="max_recv_data_segment_length",
+            wire="iscsi_maxrecdata",
+            help_text="MaxRecvDataSegmentLength declared by the target, in bytes.",
+        ),
+        Field(
+            attribute="default_time2wait",
+            wire="iscsi_defaultt2w",
+            help_text="DefaultTime2Wait, in seconds; the larger of both sides counts.",
+        ),
+        Field(
+            attribute="default_time2retain",
+            wire="iscsi_defaultt2r",
+            help_text="DefaultTime2Retain, in seconds; the smaller of both sides counts.",
+        ),
+        Field(
+            attribute="luc_enabled",
+            wire="iscsi_toggleluc",
+            help_text="Serve the logical unit controller, the line protocol of istgtcontrol.",
+        ),
+        Field(attribute="luc_ip", wire="iscsi_lucip", help_text="Address of the controller, v4 or v6."),
+        Field(attribute="luc_port", wire="iscsi_lucport", help_text="TCP port of the controller."),
+        Field(
+            attribute="luc_auth_network",
+            wire="iscsi_luc_authnetwork",
+            help_text="Networks that may speak to the controller; empty = 127.0.0.0/8.",
+        ),
+        Field(
+            attribute="luc_auth_method",
+            wire="iscsi_luc_authmethod",
+            help_text=f"How a client of the controller proves itself: {_METHODS}; empty = CHAP.",
+            blank=True,
+        ),
+        Field(
+            attribute="luc_auth_group",
+            wire="iscsi_luc_authgroup",
+            help_text="Tag of the credentials for the controller.",
+        ),
+        Field(
+            attribute="isns_servers",
+            wire="iscsi_isns_servers",
+            help_text="Addresses of iSNS servers, IP[:PORT], separated by blanks.",
+        ),
+        Field(
+            attribute="pool_avail_threshold",
+            wire="iscsi_pool_avail_threshold",
+            help_text="Per cent of free space in the pool at which initiators are warned.",
+        ),
+    ),
+)
+
+EXTENT: Final = Declaration(
+    title="Extent",
+    summary="A file or device that can be a logical unit.",
+    record=Extent,
+    collection="extents",
+    fields=(
+        Field(
+            attribute="name",
+            wire="iscsi_target_extent_name",
+            help_text="Name of the extent; no other has it.",
+            example="extent",
+        ),
+        Field(
+            attribute="type",
+            wire="iscsi_target_extent_type",
+            help_text="File, Disk (also called Device) or ZVOL (also called ZFS Volume).",
+            example="File",
+        ),
+        Field(
+            attribute="path",
+            wire="iscsi_target_extent_path",
+            help_text="Absolute path of the file or device, inside one of the directories for extents.",
+            required=False,
+            blank=True,
+            example="/mnt/tank/iscsi",
+        ),
+        Field(
+            attribute="disk",
+            wire="iscsi_target_extent_disk",
+            help_text="A device by its name below /dev, in place of the path: ada1, zvol/pool/name.",
+            rule=FieldRule(
+                attribute="disk",
+                type=str,
+                nullable=False,
+                required=False,
+                default="",
+                secret=False,
+                text=Text(max_length=120),
+            ),
+            write_only=True,
+        ),
+        Field(
+            attribute="file_size",
+            wire="iscsi_target_extent_filesize",
+            help_text="Bytes, or a number with KB, MB, GB, TB (powers of 1024); 0 = that of what is there.",
+            empty="0",
+            convert=_size,
+            example="10MB",
+        ),
+        Field(attribute="comment", wire="iscsi_target_extent_comment", help_text="For people."),
+        Field(
+            attribute="naa",
+            wire="iscsi_target_extent_naa",
+            help_text="NAA identifier in VPD page 83h; made once, never changed.",
+            read_only=True,
+        ),
+        Field(
+            attribute="insecure_tpc",
+            wire="iscsi_target_extent_insecure_tpc",
+            help_text="Allow third-party copy (EXTENDED COPY) with other targets.",
+        ),
+        Field(
+            attribute="serial",
+            wire="iscsi_target_extent_serial",
+            help_text="Serial number in VPD page 80h; made if not given.",
+        ),
+        Field(
+            attribute="block_size",
+            wire="iscsi_target_extent_blocksize",
+            help_text="Logical block size in bytes.",
+        ),
+        Field(
+            attribute="physical_block_size_hidden",
+            wire="iscsi_target_extent_pblocksize",
+            help_text="True: do not report a physical block size.",
+        ),
+        Field(
+            attribute="avail_threshold",
+            wire="iscsi_target_extent_avail_threshold",
+            help_text="Per cent of free space at which initiators are warned.",
+        ),
+        Field(
+            attribute="xen",
+            wire="iscsi_target_extent_xen",
+            help_text="True: the device identifier is not padded with blanks.",
+        ),
+        Field(
+            attribute="rpm",
+            wire="iscsi_target_extent_rpm",
+            help_text="Rotation rate reported in VPD page B1h.",
+            convert=_rpm,
+        ),
+        Field(
+            attribute="read_only",
+            wire="iscsi_target_extent_ro",
+            help_text="Initiators may only read.",
+        ),
+        Field(
+            attribute="legacy",
+            wire="iscsi_target_extent_legacy",
+            help_text="True: the INQUIRY vendor is FreeBSD.",
+            read_only=True,
+        ),
+    ),
+)
+
+INITIATOR_GROUP: Final = Declaration(
+    title="AuthorizedInitiator",
+    summary="Who may log in, and from where.",
+    record=InitiatorGroup,
+    collection="initiator_groups",
+    fields=(
+        Field(
+            attribute="tag",
+            wire="iscsi_target_initiator_tag",
+            help_text="Group number for people; the lowest free one if not given.",
+            required=False,
+            nullable=True,
+        ),
+        Field(
+            attribute="initiators",
+            wire="iscsi_target_initiator_initiators",
+            help_text="Initiator names, or ALL; !name denies. Separated by blanks, commas or newlines.",
+            blank=False,
+        ),
+        Field(
+            attribute="auth_network",
+            wire="iscsi_target_initiator_auth_network",
+            help_text="Addresses and networks (CIDR) of initiators, or ALL.",
+            blank=False,
+        ),
+        Field(
+            attribute="comment",
+            wire="iscsi_target_initiator_comment",
+            help_text="For people.",
+            # as the parameter list of the specification spells it
+            also=("scsi_target_initiator_comment",),
+        ),
+    ),
+)
+
+AUTH_CREDENTIAL: Final = Declaration(
+    title="AuthCredential",
+    summary="One CHAP user. Users that share a tag are a group.",
+    record=AuthCredential,
+    collection="credentials",
+    fields=(
+        Field(
+            attribute="tag",
+            wire="iscsi_target_auth_tag",
+            help_text="Group number; targets, portals and the global configuration refer to it.",
+            required=False,
+            default=1,
+        ),
+        Field(
+            attribute="user",
+            wire="iscsi_target_auth_user",
+            help_text="CHAP name that the initiator must present.",
+            example="user",
+        ),
+        Field(
+            attribute="secret",
+            wire="iscsi_target_auth_secret",
+            help_text="CHAP secret of the initiator; many initiators want 12 to 16 characters.",
+        ),
+        Field(
+            attribute="peer_user",
+            wire="iscsi_target_auth_peeruser",
+            help_text="CHAP name that the target answers with (CHAP Mutual).",
+        ),
+        Field(
+            attribute="peer_secret",
+            wire="iscsi_target_auth_peersecret",
+            help_text="CHAP secret of the target; not the initiator's.",
+        ),
+    ),
+)
+
+TARGET: Final = Declaration(
+    title="Target",
+    summary="A target. The portal group, initiator group and authentication shown are its first grant's.",
+    record=Target,
+    collection="targets",
+    fields=(
+        Field(
+            attribute="name",
+            wire="iscsi_target_name",
+            help_text="An iSCSI name (iqn., eui., naa.), or the part that follows the base name.",
+            convert=str.lower,
+            example="target",
+        ),
+        Field(attribute="alias", wire="iscsi_target_alias", help_text="A name for people; no other has it."),
+        Field(
+            attribute="serial",
+            wire="iscsi_target_serial",
+            help_text="Serial number of the logical units, before the LUN; 10000000 + id if not given.",
+        ),
+        Field(attribute="type", wire="iscsi_target_type", help_text="Always Disk."),
+        Field(attribute="flags", wire="iscsi_target_flags", help_text="rw, or ro for all LUNs."),
+        Field(
+            attribute="portal_id",
+            wire="iscsi_target_portalgroup",
+            help_text="id of the portal group of the first grant.",
+            rule=as_nullable(_GRANT["portal_id"]),
+            required=False,
+        ),
+        Field(
+            attribute="initiator_group_id",
+            wire="iscsi_target_initiatorgroup",
+            help_text="id of the initiator group of the first grant; null = any initiator.",
+            rule=_GRANT["initiator_group_id"],
+        ),
+        Field(
+            attribute="auth_method",
+            wire="iscsi_target_authtype",
+            help_text=f"How initiators of the first grant prove themselves: {_METHODS}.",
+            rule=as_nullable(_GRANT["auth_method"]),
+            default="Auto",
+        ),
+        Field(
+            attribute="auth_group",
+            wire="iscsi_target_authgroup",
+            help_text="Tag of the credentials of the first grant.",
+            rule=_GRANT["auth_group"],
+        ),
+        Field(
+            attribute="initial_digest",
+            wire="iscsi_target_initialdigest",
+            help_text="Kept and shown; both digests are always negotiable.",
+        ),
+        Field(
+            attribute="queue_depth",
+            wire="iscsi_target_queue_depth",
+            help_text="Commands that an initiator may have under way; 0 = command queueing off.",
+        ),
+        Field(
+            attribute="logical_block_size",
+            wire="iscsi_target_logical_blocksize",
+            help_text="Logical block size in bytes; 512 leaves it to the extent.",
+        ),
+        Field(
+            attribute="mode", wire="iscsi_target_mode", help_text="Kept and shown; iSCSI is what is served."
+        ),
+    ),
+)
+
+TARGET_GROUP: Final = Declaration(
+    title="TargetGroup",
+    summary="A grant: a target, through a portal group, to an initiator group, proven this way.",
+    record=TargetGroup,
+    collection="target_groups",
+    fields=(
+        Field(attribute="target_id", wire="iscsi_target", help_text="id of the target."),
+        Field(attribute="portal_id", wire="iscsi_target_portalgroup", help_text="id of the portal group."),
+        Field(
+            attribute="initiator_group_id",
+            wire="iscsi_target_initiatorgroup",
+            help_text="id of the initiator group; null = any initiator.",
+        ),
+        Field(
+            attribute="auth_method",
+            wire="iscsi_target_authtype",
+            help_text=f"{_METHODS}.",
+            empty="None",
+        ),
+        Field(attribute="auth_group", wire="iscsi_target_authgroup", help_text="Tag of the credentials."),
+        Field(
+            attribute="initial_digest",
+            wire="iscsi_target_initialdigest",
+            help_text="Kept and shown; both digests are always negotiable.",
+        ),
+    ),
+)
+
+PORTAL: Final = Declaration(
+    title="Portal",
+    summary="A portal group: addresses that lead to the same targets. Its id is its portal group tag.",
+    record=Portal,
+    collection="portals",
+    fields=(
+        Field(
+            attribute="tag",
+            wire="iscsi_target_portal_tag",
+            help_text="Group number for people; the lowest free one if not given.",
+            required=False,
+            nullable=True,
+        ),
+        Field(attribute="comment", wire="iscsi_target_portal_comment", help_text="For people."),
+        Field(
+            attribute="addresses",
+            wire="iscsi_target_portal_ips",
+            help_text="IP:PORT each, [v6]:PORT; without a port 3260. Replaced as a whole.",
+            example=["0.0.0.0:3260"],
+        ),
+        Field(
+            attribute="discovery_auth_method",
+            wire="iscsi_target_portal_discoveryauthmethod",
+            help_text=f"For discovery through this portal, before the global setting: {_METHODS}.",
+        ),
+        Field(
+            attribute="discovery_auth_group",
+            wire="iscsi_target_portal_discoveryauthgroup",
+            help_text="Tag of the credentials for discovery.",
+        ),
+    ),
+)
+
+LUN_MAPPING: Final = Declaration(
+    title="TargetToExtent",
+    summary="An extent as a LUN of a target.",
+    record=LunMapping,
+    collection="lun_mappings",
+    fields=(
+        Field(attribute="target_id", wire="iscsi_target", help_text="id of the target."),
+        Field(attribute="extent_id", wire="iscsi_extent", help_text="id of the extent."),
+        Field(
+            attribute="lun",
+            wire="iscsi_lunid",
+            help_text="LUN; the lowest free one of the target if not given.",
+            required=False,
+            nullable=True,
+        ),
+    ),
+)
+
+DECLARATIONS: Final = (
+    GLOBAL_CONFIGURATION,
+    EXTENT,
+    INITIATOR_GROUP,
+    AUTH_CREDENTIAL,
+    TARGET,
+    TARGET_GROUP,
+    PORTAL,
+    LUN_MAPPING,
+)

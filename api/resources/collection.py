@@ -1,0 +1,284 @@
+"""What all resources with an ``id`` have in common: list, create, read, update, delete.
+
+A write reads its body into typed values, then hands the engine an *edit*: a pure function from the
+configuration in force to the next one. Whether that is valid and can be carried out is the engine's
+answer. A body with a wrong field does not reach the engine; a trial run on the side then finds what else
+is wrong, so that the client is told everything at once.
+
+A subclass says how its objects are made and changed (``create``, ``update``), and what a body must look
+like beyond single fields (``settle``).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, cast
+
+from aiohttp import web
+
+from api.bodies import content_range, filters, matches, page, read_object, sorting
+from api.errors import FieldsError, NotFoundError, answer
+from api.routing import Operation, Router
+from api.schema import Declaration, coerce
+from targetd.interface import Edit, Engine
+from targetd.model import (
+    WHOLE,
+    Collection,
+    ConfigError,
+    Configuration,
+    Problem,
+    add,
+    next_id,
+    normalise,
+    objects,
+    remove,
+    replace_object,
+    validate,
+)
+
+__all__ = ["PREFIX", "CollectionResource", "Draft"]
+
+PREFIX = "/api/v1.0/"
+LIST_PARAMETERS = ("limit", "offset")
+
+
+@dataclass(slots=True)
+class Draft:
+    """A body on its way to an edit."""
+
+    values: dict[str, Any]
+    """By attribute."""
+    errors: dict[str, list[str]]
+    """By wire name."""
+    creating: bool
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Attribute → another in whose name its problems are told."""
+
+
+class CollectionResource:
+    """One collection of the configuration at one URL."""
+
+    declaration: ClassVar[Declaration]
+    name: ClassVar[str]
+    """Last part of the URL."""
+    also_owns: ClassVar[frozenset[str]] = frozenset()
+    """Further collections whose problems are told by field."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.collection = cast(Collection, self.declaration.collection)
+        self.path = f"{PREFIX}services/iscsi/{self.name}/"
+
+    def register(self, router: Router) -> None:
+        """Add the two places: the collection and one object."""
+        title = self.declaration.title
+        failures: dict[int, str | None] = {400: "Error", 401: None}
+        router.add(
+            self.name,
+            self.path,
+            {
+                "GET": Operation(
+                    self.get_list, "List.", {200: f"{title}[]", **failures}, parameters=LIST_PARAMETERS
+                ),
+                "POST": Operation(
+                    self.post, "Create.", {201: title, **failures, 409: "FieldErrors"}, f"{title}Create"
+                ),
+            },
+        )
+        changed: dict[int, str | None] = {202: title, **failures, 404: None, 409: "FieldErrors"}
+        router.add(
+            self.name,
+            f"{self.path}{{id}}/",
+            {
+                "GET": Operation(self.detail, "Show.", {200: title, 401: None, 404: None}),
+                "PUT": Operation(self.put, "Change what the body names.", changed, f"{title}Update"),
+                "PATCH": Operation(self.put, "The same as PUT.", changed, f"{title}Update"),
+                "DELETE": self.delete_operation(),
+            },
+        )
+
+    def delete_operation(self) -> Operation:
+        """What DELETE is here."""
+        return Operation(self.delete, "Delete, with what refers to it.", {204: None, 401: None, 404: None})
+
+    # -- what a resource says of its own ----------------------------------------------------------
+
+    def order(self, record: Any) -> Any:
+        """Key of the default order."""
+        return record.id
+
+    def show(self, config: Configuration, record: Any) -> dict[str, Any]:
+        """The body that shows an object."""
+        return self.declaration.render(record)
+
+    def settle(self, draft: Draft, config: Configuration, stored: Any | None) -> None:
+        """Bring the values of a body into their final form; add what is wrong to ``draft.errors``.
+
+        Args:
+            draft: the body as read.
+            config: in force when the request came; another edit may come before this one.
+            stored: what a PUT is about; None: a POST.
+        """
+
+    def create(self, config: Configuration, id: int, values: Mapping[str, Any]) -> Configuration:
+        """The configuration with the new object in it."""
+        record = self.declaration.record(id=id, **values)
+        return add(config, self.collection, normalise(record))
+
+    def update(self, config: Configuration, stored: Any, values: Mapping[str, Any]) -> Configuration:
+        """The configuration with the changed object; the same one if nothing changes."""
+        return replace_object(config, self.collection, normalise(replace(stored, **values)))
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def listing(self, config: Configuration) -> Sequence[Any]:
+        """All objects, in the default order."""
+        return sorted(objects(config, self.collection).values(), key=self.order)
+
+    async def get_list(self, request: web.Request) -> web.StreamResponse:
+        """GET of the collection."""
+        config = self.engine.configuration
+        records = self.listing(config)
+        known = self._is_field
+        wanted, order = filters(request, known), sorting(request, known)
+        if wanted or order:
+            bodies = [self.show(config, record) for record in records]
+            bodies = [
+                body for body in bodies if all(matches(body[name], value) for name, value in wanted.items())
+            ]
+            for name, descending in reversed(order):
+                bodies.sort(key=lambda body: _sort_key(body[name]), reverse=descending)
+            offset, shown = page(request, bodies)
+            total = len(bodies)
+        else:
+            offset, chosen = page(request, records)
+            shown = [self.show(config, record) for record in chosen]
+            total = len(records)
+        return answer(200, list(shown), content_range(offset, len(shown), total))
+
+    def _is_field(self, name: str) -> bool:
+        column = self.declaration.by_wire.get(name)
+        return name == "id" or (column is not None and not column.write_only)
+
+    def find(self, config: Configuration, id: int) -> Any:
+        """The object.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        record = objects(config, self.collection).get(id)
+        if record is None:
+            raise NotFoundError
+        return record
+
+    async def detail(self, request: web.Request, id: int) -> web.StreamResponse:
+        """GET of one object."""
+        config = self.engine.configuration
+        return answer(200, self.show(config, self.find(config, id)))
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    async def post(self, request: web.Request) -> web.StreamResponse:
+        """POST to the collection: create."""
+        draft = Draft(*self.declaration.read(await read_object(request), creating=True), creating=True)
+        self.settle(draft, self.engine.configuration, None)
+        made = 0
+
+        def edit(config: Configuration) -> Configuration:
+            nonlocal made
+            made = next_id(config, self.collection)
+            return self.create(config, made, draft.values)
+
+        config = await self.carry_out(edit, draft)
+        record = self.find(config, made)
+        location = f"{request.scheme}://{request.host}{self.path}{made}/"
+        return answer(201, self.show(config, record), {"Location": location})
+
+    async def put(self, request: web.Request, id: int) -> web.StreamResponse:
+        """PUT or PATCH of one object: change what the body names."""
+        self.find(self.engine.configuration, id)
+        body = await read_object(request)
+        before = self.engine.configuration
+        draft = Draft(*self.declaration.read(body, creating=False), creating=False)
+        self.settle(draft, before, self.find(before, id))
+
+        def edit(config: Configuration) -> Configuration:
+            return self.update(config, self.find(config, id), draft.values)
+
+        config = await self.carry_out(edit, draft)
+        return answer(202, self.show(config, self.find(config, id)))
+
+    async def delete(self, request: web.Request, id: int) -> web.StreamResponse:
+        """DELETE of one object."""
+        self.find(self.engine.configuration, id)
+        await self.apply(self.removal(id))
+        return answer(204)
+
+    def removal(self, id: int) -> Edit:
+        """The edit that removes an object and, by the model's cascades, what refers to it."""
+
+        def edit(config: Configuration) -> Configuration:
+            self.find(config, id)
+            return remove(config, self.collection, id)
+
+        return edit
+
+    async def carry_out(self, edit: Edit, draft: Draft) -> Configuration:
+        """Apply the edit of a body without errors; else say all that is wrong with it.
+
+        Raises:
+            FieldsError: and nothing has changed.
+        """
+        if draft.errors:
+            raise FieldsError(self.all_errors(edit, draft))
+        return await self.apply(edit, draft.renamed)
+
+    async def apply(
+        self, edit: Edit, renamed: Mapping[str, str] | None = None, discard: frozenset[int] = frozenset()
+    ) -> Configuration:
+        """Have the engine apply an edit.
+
+        Raises:
+            FieldsError: it was refused, and nothing has changed.
+        """
+        try:
+            return await self.engine.apply(edit, discard_files=discard)
+        except ConfigError as error:
+            raise FieldsError(self.wire_errors(error.problems, renamed or {})) from None
+
+    def all_errors(self, edit: Edit, draft: Draft) -> dict[str, list[str]]:
+        """The errors of a draft, and those that the rest of the body has, found on a trial run."""
+        config = self.engine.configuration
+        if draft.creating:
+            for column in self.declaration.columns:
+                if column.required:
+                    draft.values.setdefault(column.attribute, self.declaration.stand_in(column.attribute))
+        try:
+            validate(edit(config), since=config)
+        except ConfigError as error:
+            found = self.wire_errors(error.problems, draft.renamed)
+        else:
+            found = {}
+        return {**found, **draft.errors}
+
+    def wire_errors(self, problems: Iterable[Problem], renamed: Mapping[str, str]) -> dict[str, list[str]]:
+        """Messages by wire name; problems of other collections are told as a whole."""
+        own = self.also_owns | {self.collection}
+        return self.declaration.wire_errors(
+            Problem(self.collection, renamed.get(problem.attribute, problem.attribute), problem.message)
+            if problem.collection in own
+            else Problem(self.collection, WHOLE, problem.message)
+            for problem in problems
+        )
+
+
+def _sort_key(value: Any) -> tuple[bool, Any]:
+    """null first, as in the database behind the real API."""
+    return value is not None, value
+
+
+def wants_discard(body: Mapping[str, Any]) -> bool:
+    """Whether the body of a DELETE says ``{"delete": true}`` (api-semantics §6.3)."""
+    try:
+        return bool(coerce(bool, body.get("delete", False)))
+    except ValueError:
+        return False

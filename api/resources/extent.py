@@ -1,0 +1,113 @@
+"""``extent``: files and devices that can be logical units (api-semantics §5.2, §6).
+
+The words for devices are many: ``Disk`` with ``disk: "zvol/pool/name"`` as FreeNAS had it, ``Device`` and
+``ZFS Volume`` of the specification, ``ZVOL`` as it was returned. All of them end as one absolute path; the
+word is kept as the client said it, except that a ``Disk`` on a zvol is shown as ``ZVOL``, by which clients
+find theirs. A GET body can be PUT back unchanged.
+
+Whether a file or device is there, and may be used, is for the engine to find out.
+"""
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from api.bodies import read_object
+from api.errors import ApiError, answer
+from api.fields import EXTENT
+from api.resources.collection import CollectionResource, Draft, wants_discard
+from api.routing import Operation
+from targetd.model import REQUIRED, Configuration, Extent, make_extent_serial, make_naa
+
+__all__ = ["ExtentResource"]
+
+ZVOLS = "/dev/zvol/"
+
+
+def device_path(word: str, given: str) -> str:
+    """The device node meant by ``ada1``, ``zvol/pool/name``, ``/dev/…`` or a ZFS volume's ``pool/name``."""
+    if given.startswith("/"):
+        return given
+    if given.startswith("dev/"):
+        return f"/{given}"
+    if word in ("ZVOL", "ZFS Volume") and not given.startswith("zvol/"):
+        return ZVOLS + given
+    return f"/dev/{given}"
+
+
+class ExtentResource(CollectionResource):
+    """Extents. Deleting one takes its LUNs along; its file stays unless ``{"delete": true}`` is sent."""
+
+    declaration = EXTENT
+    name = "extent"
+
+    def order(self, record: Any) -> Any:
+        return record.name
+
+    def delete_operation(self) -> Operation:
+        return Operation(
+            self.delete,
+            'Delete, with its LUNs; with {"delete": true} the file of a File extent too.',
+            {204: None, 401: None, 404: None},
+            "ExtentDelete",
+        )
+
+    def settle(self, draft: Draft, config: Configuration, stored: Extent | None) -> None:
+        values, errors = draft.values, draft.errors
+        disk, path = values.pop("disk", ""), values.pop("path", "")
+        by_wire = {attribute: column.wire for attribute, column in self.declaration.by_attribute.items()}
+        word = values.get("type")
+        if word is None:
+            # a new disk for what is shown as ZVOL may be no zvol, and the other way round
+            word = stored.type if stored else "File"
+            word = "Disk" if word == "ZVOL" and disk else word
+        if word == "File":
+            if disk:
+                errors.setdefault(by_wire["disk"], ["A File extent has a path and no disk."])
+            if not path and stored and stored.type == "File":
+                path = stored.path
+            required = "path"
+        else:
+            given = disk or path
+            if not given and stored and stored.type != "File":
+                given = stored.path
+            path = device_path(word, given) if given else ""
+            if word == "Disk" and path.startswith(ZVOLS):
+                word = "ZVOL"
+            required = "disk" if word in ("Disk", "ZVOL") else "path"
+            if disk:
+                draft.renamed["path"] = "disk"
+        if not path:
+            if "type" in values or stored:
+                errors.setdefault(by_wire[required], [REQUIRED])
+            elif by_wire["disk"] not in errors:
+                errors.setdefault(by_wire["path"], [REQUIRED])
+            # for the trial run that looks for further errors
+            path = "/dev/null" if stored is None else stored.path
+        values |= {"type": word, "path": path}
+
+    def create(self, config: Configuration, id: int, values: Mapping[str, Any]) -> Configuration:
+        naa = make_naa(secrets.randbits(100))
+        serial = values.get("serial", "")
+        made = {"naa": naa, "serial": serial or make_extent_serial(naa), "serial_given": bool(serial)}
+        return super().create(config, id, {**values, **made})
+
+    def update(self, config: Configuration, stored: Extent, values: Mapping[str, Any]) -> Configuration:
+        serial = values.get("serial", stored.serial)
+        if not serial:
+            values = {**values, "serial": make_extent_serial(stored.naa), "serial_given": False}
+        elif serial != stored.serial:
+            values = {**values, "serial_given": True}
+        return super().update(config, stored, values)
+
+    async def delete(self, request: web.Request, id: int) -> web.StreamResponse:
+        self.find(self.engine.configuration, id)
+        try:
+            body = await read_object(request) if request.can_read_body else {}
+        except ApiError:
+            body = {}  # never required, and whatever it is it does not ask for the file
+        discard = frozenset({id}) if wants_discard(body) else frozenset()
+        await self.apply(self.removal(id), discard=discard)
+        return answer(204)

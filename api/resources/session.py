@@ -1,0 +1,71 @@
+"""``services/iscsi/session/``: who is logged in, and how to end it. Not in FreeNAS."""
+
+import dataclasses
+from typing import Any
+
+from aiohttp import web
+
+from api.bodies import content_range, page
+from api.errors import NotFoundError, answer
+from api.resources.collection import LIST_PARAMETERS, PREFIX
+from api.routing import Operation, Router
+from targetd.interface import Engine, SessionStatus
+
+__all__ = ["SessionResource"]
+
+PATH = f"{PREFIX}services/iscsi/session/"
+
+
+class SessionResource:
+    """Sessions, discovery ones too, oldest first."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def register(self, router: Router) -> None:
+        """Add its two places."""
+        router.add(
+            "session",
+            PATH,
+            {
+                "GET": Operation(
+                    self.get_list, "List.", {200: "Session[]", 401: None}, parameters=LIST_PARAMETERS
+                )
+            },
+        )
+        router.add(
+            "session",
+            f"{PATH}{{id}}/",
+            {
+                "GET": Operation(self.detail, "Show.", {200: "Session", 401: None, 404: None}),
+                "DELETE": Operation(
+                    self.delete,
+                    "Ask the initiator to log out, then end the session.",
+                    {204: None, 401: None, 404: None},
+                ),
+            },
+        )
+
+    async def get_list(self, request: web.Request) -> web.StreamResponse:
+        """GET of all."""
+        sessions = sorted(self.engine.sessions(), key=lambda session: session.id)
+        offset, chosen = page(request, sessions)
+        headers = content_range(offset, len(chosen), len(sessions))
+        return answer(200, [_show(session) for session in chosen], headers)
+
+    async def detail(self, request: web.Request, id: int) -> web.StreamResponse:
+        """GET of one."""
+        for session in self.engine.sessions():
+            if session.id == id:
+                return answer(200, _show(session))
+        raise NotFoundError
+
+    async def delete(self, request: web.Request, id: int) -> web.StreamResponse:
+        """DELETE: end it."""
+        if not await self.engine.drop(id, "ended by an administrator"):
+            raise NotFoundError
+        return answer(204)
+
+
+def _show(session: SessionStatus) -> dict[str, Any]:
+    return dataclasses.asdict(session)

@@ -1,0 +1,56 @@
+"""An engine without disks and sockets, for tests of the API: it validates, serialises and remembers.
+
+What the real one finds on disk is said in advance: ``refuse`` makes the next edits fail as it would.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from targetd.interface import Edit, Event, ServiceState, SessionStatus
+from targetd.model import ConfigError, Configuration, fresh, validate
+
+
+class MemoryEngine:
+    """Implements ``targetd.interface.Engine``."""
+
+    def __init__(self, configuration: Configuration | None = None) -> None:
+        self.configuration = configuration or fresh()
+        self.applied = 0
+        """Edits that changed something."""
+        self.discarded: set[int] = set()
+        self.open_sessions: dict[int, SessionStatus] = {}
+        self.refuse: ConfigError | Exception | None = None
+        self._lock = asyncio.Lock()
+
+    async def apply(self, edit: Edit, *, discard_files: frozenset[int] = frozenset()) -> Configuration:
+        async with self._lock:
+            before = self.configuration
+            after = edit(before)
+            if after is before:
+                return before
+            validate(after, since=before)
+            await asyncio.sleep(0)  # as the real one waits for disk here: others get a turn
+            if self.refuse is not None:
+                raise self.refuse
+            self.configuration = after
+            self.applied += 1
+            self.discarded |= discard_files
+            return after
+
+    def service_state(self) -> ServiceState:
+        enabled = self.configuration.service_enabled
+        return ServiceState(enabled=enabled, running=enabled)
+
+    def sessions(self) -> list[SessionStatus]:
+        return list(self.open_sessions.values())
+
+    async def drop(self, session_id: int, reason: str) -> bool:
+        return self.open_sessions.pop(session_id, None) is not None
+
+    def statistics(self) -> dict[str, Any]:
+        return {}
+
+    async def events(self) -> AsyncIterator[Event]:
+        for event in ():
+            yield event
