@@ -80,11 +80,19 @@ class Engine(Protocol):
     def configuration(self) -> Configuration:
         """What is in force now."""
 
-    def apply(self, edit: Edit) -> Awaitable[Configuration]:
+    def apply(self, edit: Edit, *, discard_files: frozenset[int] = frozenset()) -> Awaitable[Configuration]:
         """Change the configuration: validate, prepare, save, swap, drain; all of it or none of it.
 
         Edits are serialised; each sees the result of the one before. When the answer comes the change
-        is durable and in force.
+        is durable and in force. What an edit raises reaches the caller as it is, and nothing has changed.
+
+        Args:
+            edit: makes the new configuration; the very one it was given if there is nothing to do.
+            discard_files: ids of File extents which the edit removes and whose backing files go too,
+                once the change is in force. Other files are kept.
+
+        Returns:
+            What this edit made, also if another has followed since.
 
         Raises:
             ConfigError: a field is wrong, or the change cannot be carried out (a file cannot be made,
