@@ -183,6 +183,7 @@ class Options:
     extent_roots: tuple[Path, ...] = option(
         read_path, "DIR", "where File extents may live; repeatable", many=True, shown="STATE-DIR/extents"
     )
+    """Empty: ``extents`` below the state directory, which is made then."""
     api_password_file: Path | None = option(
         read_password_file, "FILE", "admin password", shown="made once, into STATE-DIR/api-password"
     )
@@ -372,8 +373,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Command:
     found = {**_defaults(environ), **(_from_file(path) if path else {}), **nearer}
     values = {name: value for name, (value, _) in found.items()}
     sources = {name: where for name, (_, where) in found.items()}
-    if values["extent_roots"] is None:
-        values["extent_roots"] = (values["state_dir"] / "extents",)
+    values["extent_roots"] = values["extent_roots"] or ()
     _check_tls(
         values["tls_cert"],
         values["tls_key"],
@@ -411,6 +411,8 @@ def describe(command: Command) -> list[str]:
         if declared.field == "check_config" or command.options is None:
             continue
         value = getattr(command.options, declared.field)
+        if declared.field == "extent_roots" and not value:
+            value = (command.options.state_dir / "extents",)
         parts = value if isinstance(value, tuple) and declared.metadata["many"] else (value,)
         text = ", ".join("yes" if part is True else "no" if part is False else str(part) for part in parts)
         lines.append(

@@ -55,7 +55,7 @@ def test_defaults_are_those_of_the_design(tmp_path: Path, monkeypatch: pytest.Mo
         state_dir=tmp_path / "state",
         portal=Address("0.0.0.0", 3260),
         api=Address("127.0.0.1", 8260),
-        extent_roots=(tmp_path / "state" / "extents",),
+        extent_roots=(),
         api_password_file=None,
         tls_cert=None,
         tls_key=None,
