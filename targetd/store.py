@@ -31,7 +31,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
@@ -54,8 +54,6 @@ __all__ = ["METADATA", "Store", "StoreError"]
 
 _APPLICATION_ID = int.from_bytes(b"iSTd", "big")
 """In the file's header: tells our stores from other people's databases."""
-
-_T = TypeVar("_T")
 
 
 class StoreError(Exception):

@@ -118,32 +118,26 @@ def _read_rules(cls: type) -> dict[str, FieldRule]:
     found: dict[str, FieldRule] = {}
     for item in fields(cls):
         hint = hints[item.name]
-        marks: tuple[Any, ...] = getattr(hint, "__metadata__", ())
+        marks: dict[type, Any] = {type(mark): mark for mark in getattr(hint, "__metadata__", ())}
         hint = hint.__origin__ if marks else hint
         options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         (base,) = (option for option in options if option is not types.NoneType)
         choices = get_args(base) if get_origin(base) is Literal else None
-        for mark in marks:
-            choices = mark.choices if isinstance(mark, OneOf) else choices
-        if choices:
-            base = type(choices[0])
-
-        def mark_of(kind: type[Any], marks: tuple[Any, ...] = marks) -> Any:
-            return next((mark for mark in marks if isinstance(mark, kind)), None)
-
-        required = item.default is MISSING and item.default_factory is MISSING
+        if OneOf in marks:
+            choices = marks[OneOf].choices
+        required = item.default is MISSING
         found[item.name] = FieldRule(
             attribute=item.name,
-            type=get_origin(base) or base,
+            type=type(choices[0]) if choices else get_origin(base) or base,
             nullable=len(options) > 1,
             required=required,
-            default=None if required or item.default is MISSING else item.default,
+            default=None if required else item.default,
             secret=not item.repr,
             choices=choices,
-            range=mark_of(Range),
-            text=mark_of(Text),
-            reference=mark_of(Reference),
-            auth_tag=mark_of(AuthTag),
+            range=marks.get(Range),
+            text=marks.get(Text),
+            reference=marks.get(Reference),
+            auth_tag=marks.get(AuthTag),
         )
     return found
 
