@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, cast
 
 from targetd.model.errors import ConfigError
-from targetd.model.fields import rules
+from targetd.model.fields import rules, well_typed
 from targetd.model.forms import parse_size, split_list
 from targetd.model.resources import (
     COLLECTIONS,
@@ -164,6 +164,8 @@ def normalise(obj: _R) -> _R:
 
     What has no such form is left alone, for ``validate`` to name.
     """
+    if not all(well_typed(rule, getattr(obj, name)) for name, rule in rules(type(obj)).items()):
+        return obj
     changes: dict[str, Any] = {}
     if isinstance(obj, Target):
         changes = {"name": obj.name.lower(), "alias": obj.alias or None}

@@ -226,6 +226,7 @@ def test_objects_are_brought_into_their_stored_form() -> None:
     disk = normalise(extent(1, type="Disk", path="/dev/sda", file_size="10MB"))
     assert (disk.file_size, disk.size_bytes) == ("0", 0)
     assert normalise(extent(1, file_size="rubbish")).file_size == "rubbish"
+    assert normalise(extent(1, file_size=10)).file_size == 10
     portal = Portal(id=1, tag=1, addresses=("FD00::1:3260",))
     assert normalise(portal) == portal
 
