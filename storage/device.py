@@ -59,6 +59,13 @@ class Device(Paged):
 
     def _open(self) -> None:
         handle, status = open_device(self.path, writable=self.writable)
+        try:
+            self._adopt(handle, status)
+        except BaseException:
+            handle.abandon()
+            raise
+
+    def _adopt(self, handle: Handle, status: os.stat_result) -> None:
         if self.writable and linux.is_read_only(handle.fd):
             raise OSError(errno.EROFS, "the device is read-only", self.path)
         present = self._size_of(handle)
@@ -181,8 +188,7 @@ class Device(Paged):
             if not self._asked_size and present != self.geometry.size_bytes:
                 self._export(self._handle, present)
             self._judge()
-            if self._fault is not None:
-                raise self._fault
+            self._raise_fault()
             return self.geometry
 
     def resize(self, size_bytes: int) -> None:

@@ -69,6 +69,13 @@ class File(Paged):
 
     def _open(self) -> None:
         handle, status = open_file(self.path, writable=self.writable)
+        try:
+            self._adopt(handle, status)
+        except BaseException:
+            handle.abandon()
+            raise
+
+    def _adopt(self, handle: Handle, status: os.stat_result) -> None:
         size = self._asked_size or status.st_size
         if size > status.st_size:
             if not self.writable:
@@ -128,6 +135,9 @@ class File(Paged):
     def unmap(self, offset: int, length: int) -> None:
         handle = self._usable(write=True)
         if length:
+            end = offset + length
+            if end % PAGE and end == os.fstat(handle.fd).st_size:
+                length += -end % PAGE  # the file's last block is a whole one: free it, do not zero its start
             try:
                 linux.punch_hole(handle.fd, offset, length)
             except OSError as error:
@@ -245,8 +255,7 @@ class File(Paged):
             else:
                 self._lost = False
                 self._judge()
-                if self._fault is not None:
-                    raise self._fault
+                self._raise_fault()
             return self.geometry
 
     def resize(self, size_bytes: int) -> None:

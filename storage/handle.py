@@ -36,16 +36,24 @@ _PAUSE_S = 0.02
 _log = logging.getLogger(__name__)
 
 
+_Key = tuple[str, int, int]
+"""Kind, device, inode or 0."""
+
+
 class Handle:
     """A descriptor that closes itself when its last user lets go of it."""
 
-    __slots__ = ("__weakref__", "_claim", "_exclusive", "fd")
+    __slots__ = ("__weakref__", "_claim", "_exclusive", "_key", "_relied_on", "fd")
 
-    def __init__(self, fd: int, claim: "Handle | None" = None) -> None:
+    def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._claim = claim
+        self._claim: Handle | None = None
         """The handle that holds the claim, when it is not this one."""
         self._exclusive = False
+        self._key: _Key | None = None
+        """Under which it is in ``_claims``, when it holds the claim."""
+        self._relied_on = False
+        """Another handle has relied on that."""
 
     def __del__(
         self,
@@ -64,6 +72,15 @@ class Handle:
                 pass
             _close(fd)
 
+    def abandon(self) -> None:
+        """Close at once, for an opening that failed: the traceback of the failure has this handle in its
+        frames, and would keep the medium claimed for as long as anyone looks at it."""
+        with _claims_lock:
+            if not self._relied_on:
+                if self._key is not None:
+                    del _claims[self._key]
+                self.__del__()
+
     def lock(self, exclusive: bool) -> None:
         """flock, waiting ``CLAIM_PATIENCE_S`` at most; an exclusive lock is never weakened.
 
@@ -79,8 +96,8 @@ class Handle:
                 fcntl.flock(self.fd, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    if exclusive:  # a failed change of a lock gives the old one up (flock(2)): take it back
-                        self._lock_again()
+                    if self._key is not None:
+                        self._lock_again()  # a failed change of a lock gives the old one up (flock(2))
                     raise OSError(errno.EBUSY, "another process has the file open as an extent") from None
                 time.sleep(_PAUSE_S)
             except OSError as error:
@@ -102,9 +119,19 @@ class Handle:
 CLOSED = Handle(-1)
 """What a closed backend has; every call on it fails with EBADF."""
 
-_claims: weakref.WeakValueDictionary[tuple[str, int, int], Handle] = weakref.WeakValueDictionary()
-"""(kind, device, inode or 0) → the handle that holds the claim."""
+_claims: weakref.WeakValueDictionary[_Key, Handle] = weakref.WeakValueDictionary()
+"""Medium → the handle that holds the claim on it."""
 _claims_lock = threading.Lock()
+
+
+def _claimed(handle: Handle, key: _Key) -> None:
+    handle._key = key
+    _claims[key] = handle
+
+
+def _rely(handle: Handle, holder: Handle) -> None:
+    handle._claim = holder
+    holder._relied_on = True
 
 
 def open_file(path: str, *, writable: bool) -> tuple[Handle, os.stat_result]:
@@ -124,14 +151,15 @@ def open_file(path: str, *, writable: bool) -> tuple[Handle, os.stat_result]:
         raise OSError(errno.EINVAL, "not a regular file", path)
     try:
         with _claims_lock:
-            key = ("file", status.st_dev, status.st_ino)
+            key: _Key = ("file", status.st_dev, status.st_ino)
             holder = _claims.get(key)
             (holder or handle).lock(exclusive=writable)
             if holder is None:
-                _claims[key] = handle
+                _claimed(handle, key)
             else:
-                handle._claim = holder
+                _rely(handle, holder)
     except OSError as error:
+        handle.abandon()
         raise OSError(error.errno, error.strerror, path) from None
     return handle, status
 
@@ -147,10 +175,12 @@ def open_device(path: str, *, writable: bool) -> tuple[Handle, os.stat_result]:
         raise OSError(errno.ENOTBLK, os.strerror(errno.ENOTBLK), path)
     flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
     with _claims_lock:
-        key = ("device", status.st_rdev, 0)
+        key: _Key = ("device", status.st_rdev, 0)
         holder = _claims.get(key)
         if holder is not None:
-            return Handle(os.open(path, flags), holder), status
+            handle = Handle(os.open(path, flags))
+            _rely(handle, holder)
+            return handle, status
         deadline = time.monotonic() + CLAIM_PATIENCE_S
         while True:
             try:
@@ -162,7 +192,7 @@ def open_device(path: str, *, writable: bool) -> tuple[Handle, os.stat_result]:
                 if time.monotonic() >= deadline:
                     raise OSError(errno.EBUSY, _user_of(status.st_rdev), path) from None
                 time.sleep(_PAUSE_S)
-        _claims[key] = handle
+        _claimed(handle, key)
         return handle, status
 
 

@@ -81,7 +81,7 @@ def may_ask(fd: int) -> bool:
 class Mapping:
     """A read-only window on the first ``size`` bytes of a file or device."""
 
-    __slots__ = ("_address", "_asked", "_end", "mapped", "view", "warm")
+    __slots__ = ("_address", "_end", "asked", "mapped", "view", "warm")
 
     def __init__(self, fd: int, size: int) -> None:
         """Map ``size`` bytes (0: map nothing, know nothing).
@@ -94,7 +94,7 @@ class Mapping:
         self.view = memoryview(b"")
         self.warm: set[int] = set()
         """Chunks of which every page was in memory when last asked."""
-        self._asked: set[int] = set()
+        self.asked: set[int] = set()
         """Chunks that were asked about as a whole: when one is not all in memory, asking again for the
         pages of each request alone is cheaper (1.3 µs, not 6)."""
         self._address = 0
@@ -129,10 +129,10 @@ class Mapping:
             stop = min(start + CHUNK, self._end)
             low = max(offset & -PAGE, start)
             high = min((end + PAGE - 1) & -PAGE, stop)
-            if chunk in self._asked:
+            if chunk in self.asked:
                 resident = mincore(self._address + low, high - low, (high - low) // PAGE)
             else:
-                self._asked.add(chunk)
+                self.asked.add(chunk)
                 resident = mincore(self._address + start, stop - start, (stop - start) // PAGE)
                 if 0 not in resident:
                     warm.add(chunk)
@@ -156,7 +156,7 @@ class Mapping:
     def expire(self) -> None:
         """Drop all facts."""
         self.warm.clear()
-        self._asked.clear()
+        self.asked.clear()
 
 
 UNMAPPED = Mapping(-1, 0)

@@ -127,6 +127,8 @@ class Memory(_Volatile):
 
     def runs(self, offset: int, length: int) -> Iterator[Run]:
         end = offset + length
+        if not length:
+            return iter(())
         with self._lock:
             present = self._present(offset >> PAGE_SHIFT, -(-end >> PAGE_SHIFT))
         return merged(self._raw_runs(present, offset, end))

@@ -141,7 +141,7 @@ class Paged(Backend):
             if written != length:
                 self._write_all(handle, offset, data, written, 0)
         except OSError as error:
-            self.last_error = error
+            self.last_error = self._bare(error)
             raise
         return True
 
@@ -159,7 +159,7 @@ class Paged(Backend):
 
     def tick(self) -> None:
         window = self._window
-        if not (window.warm or self._touched or self._fault is not None):
+        if not (window.asked or self._touched or self._fault is not None):
             return  # thousands of idle units cost nothing
         self._touched = False
         window.expire()
@@ -278,9 +278,16 @@ class Paged(Backend):
         if self._fault is not None:
             with self._change:
                 self._judge()
-                if self._fault is not None:
-                    raise OSError(self._fault.errno, self._fault.strerror, self.path)
+                self._raise_fault()
         return self._handle
+
+    def _raise_fault(self) -> None:
+        if self._fault is not None:
+            raise self._bare(self._fault)
+
+    def _bare(self, error: OSError) -> OSError:
+        """The error without its traceback, whose frames would hold on to the handle and the data."""
+        return OSError(error.errno, error.strerror, self.path)
 
     def _judge(self) -> None:
         """Look whether the medium is whole. The caller holds ``_change``."""
@@ -293,7 +300,7 @@ class Paged(Backend):
         self._set_fault(error)
 
     def _set_fault(self, fault: OSError | None) -> None:
-        self._fault = fault
+        self._fault = fault = fault and self._bare(fault)
         if fault is not None:
             self._inline = False
             self._window = UNMAPPED
@@ -307,7 +314,7 @@ class Paged(Backend):
 
     def _failed(self, error: OSError) -> None:
         """An operation has failed: remember it, and see whether the medium itself is at fault."""
-        self.last_error = error
+        self.last_error = self._bare(error)
         with self._change:
             self._judge()
 

@@ -231,7 +231,7 @@ class Faulty(Wrapper):
                     if operation == "flush":
                         self._own_lost_writes += 1
                     self._follow()
-                    self.last_error = error
+                    self.last_error = OSError(fault.errno, os.strerror(fault.errno))
                     raise error
 
     def _follow(self) -> None:
