@@ -1,37 +1,9 @@
-"""CDB layouts: where the fields of a command are. Knows no meaning of them.
+"""Where the SPC commands have their ALLOCATION LENGTH and PARAMETER LIST LENGTH. Knows no meaning.
 
-Fields that follow the CDB's size group (SPC-4 §4.2.5) are read by group; what a service action lays out
-in its own way is a ``Struct`` beside its body's use. All integers are big-endian.
+LBA and TRANSFER LENGTH of the SBC commands are decoded in ``block.py``, on the hot path.
 """
 
-from struct import Struct
-
-__all__ = ["allocation_length", "blocks", "cut", "parameter_list_length"]
-
-_RW10 = Struct("!2xIxH").unpack_from
-_RW12 = Struct("!2xII").unpack_from
-_RW16 = Struct("!2xQI").unpack_from
-_RW32 = Struct("!12xQ8xI").unpack_from
-
-
-def blocks(cdb: bytes) -> tuple[int, int]:
-    """LOGICAL BLOCK ADDRESS and TRANSFER LENGTH (blocks) of a CDB in the common layout of its group.
-
-    A 6-byte CDB has 21 bits of LBA, and its length 0 means 256 (SBC-3 §5.11).
-    """
-    group = cdb[0] >> 5
-    if group == 1 or group == 2:
-        lba, count = _RW10(cdb)
-    elif group == 4:
-        lba, count = _RW16(cdb)
-    elif group == 5:
-        lba, count = _RW12(cdb)
-    elif group == 0:
-        lba, count = int.from_bytes(cdb[1:4], "big") & 0x1FFFFF, cdb[4] or 256
-    else:
-        lba, count = _RW32(cdb)
-    return lba, count
-
+__all__ = ["allocation_length", "cut", "parameter_list_length"]
 
 # (byte, length) of ALLOCATION LENGTH or PARAMETER LIST LENGTH by operation code.
 _LENGTH_FIELDS: dict[int, tuple[int, int]] = {

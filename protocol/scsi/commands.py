@@ -17,7 +17,7 @@ from protocol.scsi.request import Outcome, Request
 if TYPE_CHECKING:
     from protocol.scsi.device import LogicalUnit
 
-__all__ = ["Access", "Body", "Command", "Data", "Needs", "Prepare", "Runs"]
+__all__ = ["Access", "Body", "Command", "Data", "Needs", "Prepare", "Row", "Runs", "service_action_field"]
 
 Body = Callable[["LogicalUnit", Request], Outcome | None]
 """Does a command. An INLINE body may answer None: its outcome comes later by ``LogicalUnit.complete``."""
@@ -104,6 +104,8 @@ class Command:
     after: After | None = None
     exclusive: bool = False
     """Nothing else may touch its range while it runs."""
+    offered: Callable[["LogicalUnit"], bool] | None = None
+    """Does this unit have the command? None: always. Asked when the unit is made or reconfigured."""
     timeout_s: int = 30
     """Nominal and recommended time-out of REPORT SUPPORTED OPERATION CODES, seconds."""
 
@@ -119,6 +121,8 @@ class Command:
     """Moves user data from the medium: counted as such."""
     writes: bool = field(init=False)
     """Moves user data to the medium."""
+    changes: bool = field(init=False)
+    """May change the medium: when aborted it may still land, so nobody may pass it."""
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # frozen to everyone else
@@ -136,9 +140,15 @@ class Command:
         put(self, "inline", self.runs is Runs.INLINE)
         ranged = bool(self.needs & Needs.LBA_RANGE)
         put(self, "reads", ranged and self.data is Data.IN)
-        put(self, "writes", ranged and self.data is Data.OUT and bool(self.needs & Needs.WRITABLE))
+        changes = bool(self.needs & Needs.WRITABLE)
+        put(self, "writes", ranged and self.data is Data.OUT and changes)
+        put(self, "changes", changes)
 
 
 def service_action_field(opcode: int) -> tuple[int, int]:
     """Where a CDB of ``opcode`` has its SERVICE ACTION: (byte, mask); 7Fh has two bytes from byte 8."""
     return (8, 0xFF) if opcode == 0x7F else (1, 0x1F)
+
+
+Row = Command | dict[int, Command] | None
+"""What is at an opcode: a command, commands by service action, or nothing."""

@@ -26,11 +26,12 @@ from typing import Protocol
 
 from protocol.enums import ScsiStatus, TaskAttribute
 from protocol.scsi.attention import Attentions
-from protocol.scsi.commands import Access, Command, Needs, service_action_field
+from protocol.scsi.commands import Access, Command, Needs, Row, service_action_field
+from protocol.scsi.lun import decode_lun, encode_lun, flat_lun
 from protocol.scsi.mode import ModeState
-from protocol.scsi.request import Nexus, Outcome, Request
+from protocol.scsi.request import GOOD, Nexus, Outcome, Request
 from protocol.scsi.sense import CheckCondition, ReservationConflict, Sense, from_os_error
-from protocol.scsi.table import ABSENT_TABLE, TABLE, Row
+from protocol.scsi.table import table_for
 from storage.base import Backend, Geometry, Space
 
 __all__ = [
@@ -123,13 +124,15 @@ class Reset(Enum):
 
 # Does a task wait for an older one in the task set? By (older, younger) attribute (SAM-5 §8.6).
 _SIMPLE, _ORDERED, _HEAD = range(3)
-_CLASS = {
+_CLASS: dict[int, int] = {
     TaskAttribute.UNTAGGED: _SIMPLE,
     TaskAttribute.SIMPLE: _SIMPLE,
     TaskAttribute.ORDERED: _ORDERED,
     TaskAttribute.HEAD_OF_QUEUE: _HEAD,
     TaskAttribute.ACA: _SIMPLE,  # without NormACA there is no ACA condition to belong to
 }
+_PLAIN = int(TaskAttribute.SIMPLE)
+"""Attributes up to this one, SIMPLE and UNTAGGED, order nothing."""
 _WAITS = {
     (_SIMPLE, _SIMPLE): False,
     (_SIMPLE, _ORDERED): True,
@@ -182,7 +185,8 @@ class LogicalUnit:
         self.keep = keep
         self.kept: dict[str, bytes] = dict(kept or {})
         self.absent = absent
-        self.table: Sequence[Row] = ABSENT_TABLE if absent else TABLE
+        self.table: Sequence[Row]
+        """The commands of this unit by opcode."""
         self.deliver: Callable[[Request, Outcome], None] = _nobody
         """Takes the outcome of a request for which ``submit`` answered None. May be called before that
         ``submit`` returns."""
@@ -219,6 +223,10 @@ class LogicalUnit:
 
         self.space: Space | None = None
         self._above_threshold = False
+        self.echo: dict[Nexus, bytes] = {}
+        """Echo buffer of each nexus (WRITE BUFFER)."""
+        self.load_cycles = 0
+        """Times the medium was loaded by START STOP UNIT."""
         self.commands = [0] * 256
         """Commands admitted or refused, by opcode."""
         self.failures: dict[tuple[int, int], int] = {}
@@ -240,17 +248,23 @@ class LogicalUnit:
         backend = self.backend
         self.geometry = backend.geometry if backend is not None else None
         self.blocks = self.geometry.size_bytes // config.block_size if self.geometry else 0
+        self.table = table_for(self)
         self._relack()
 
     def _relack(self) -> None:
         lacking = Needs.NOTHING
-        if self.backend is None or not self.loaded:
+        if not self.medium_present:
             lacking |= Needs.MEDIUM
         if self.write_protected:
             lacking |= Needs.WRITABLE
         if self.locked is not None:
             lacking |= Needs.READY
         self._lacking = int(lacking)
+
+    @property
+    def medium_present(self) -> bool:
+        """There is a medium, and it is loaded."""
+        return self.backend is not None and self.loaded
 
     @property
     def read_only(self) -> bool:
@@ -282,6 +296,7 @@ class LogicalUnit:
         """Load or eject the medium of a removable unit; the rest of the nexuses learn of a load."""
         if loaded and not self.loaded:
             self.raise_attention(Sense.MEDIUM_MAY_HAVE_CHANGED)
+            self.load_cycles += 1
         self.loaded = loaded
         self._relack()
 
@@ -329,7 +344,7 @@ class LogicalUnit:
         except Exception as error:
             return self._refused(request, error)
         self.tasks[request] = None
-        if request.attribute > TaskAttribute.SIMPLE and _CLASS[request.attribute] != _SIMPLE:
+        if request.attribute > _PLAIN and _CLASS.get(request.attribute, _SIMPLE) != _SIMPLE:
             self._ordering += 1
             self._crowded = True
         return None
@@ -343,6 +358,7 @@ class LogicalUnit:
         if request.aborted:
             return TASK_ABORTED
         row = request.command
+        assert row is not None  # admit() has set it
         if not self._crowded and not row.exclusive:
             outcome = self._start(request, row)
             if outcome is not None:
@@ -362,7 +378,7 @@ class LogicalUnit:
         try:
             if row.inline:
                 outcome = row.body(self, request)
-                if outcome is None:
+                if outcome is None and request in self.tasks:  # it may have ended meanwhile
                     self._running[request] = None
                     if row.exclusive:
                         self._bar(request)
@@ -372,7 +388,7 @@ class LogicalUnit:
                 if outcome is not None:
                     return outcome
         except Exception as error:
-            return self._failed(request, row, error)
+            return self.failed(request, error)
         self._running[request] = None
         if row.exclusive:
             self._bar(request)
@@ -387,7 +403,7 @@ class LogicalUnit:
                 raise TypeError(f"the body of {row.name} ended without an outcome")
             return outcome
         except Exception as error:
-            return self._failed(request, row, error)
+            return self.failed(request, error)
 
     def _done(self, request: Request, outcome: Outcome) -> None:
         """A task that was under way has ended."""
@@ -407,7 +423,7 @@ class LogicalUnit:
     def _finish(self, request: Request, row: Command, outcome: Outcome) -> None:
         """Take the task out of the set and count it."""
         del self.tasks[request]
-        if outcome.status == ScsiStatus.GOOD:
+        if not outcome.status or outcome.status == ScsiStatus.CONDITION_MET:
             if row.reads:
                 self.reads += 1
                 self.bytes_read += request.length
@@ -421,7 +437,7 @@ class LogicalUnit:
                     self.write_errors += 1
                 else:
                     self.read_errors += 1
-        if self._crowded and request.attribute > TaskAttribute.SIMPLE:
+        if self._crowded and request.attribute > _PLAIN:
             self._unorder(request)
         if row.after is not None:
             row.after(self, request, outcome)
@@ -430,6 +446,26 @@ class LogicalUnit:
         key = (opcode, status)
         self.failures[key] = self.failures.get(key, 0) + 1
 
+    def flush_then(self, request: Request, then: Callable[[], Outcome | None]) -> None:
+        """For an INLINE body that answers None: flush the medium on a worker, then go on with ``then`` on
+        the event loop; its outcome, or that of a failed flush, ends the request. None: it will end itself."""
+        backend = self.backend
+
+        def flush() -> Outcome:
+            try:
+                if backend is not None:
+                    backend.flush()
+            except OSError as error:
+                return self.failed(request, error)
+            return GOOD
+
+        def flushed(outcome: Outcome) -> None:
+            ended = then() if outcome is GOOD else outcome
+            if ended is not None:
+                self.complete(request, ended)
+
+        self.lane.run(flush, flushed)
+
     # -- failures -----------------------------------------------------------------------------
 
     def check(self, condition: CheckCondition) -> Outcome:
@@ -437,16 +473,17 @@ class LogicalUnit:
         return Outcome(ScsiStatus.CHECK_CONDITION, sense=condition.build(self.descriptor_sense))
 
     def _refused(self, request: Request, error: Exception) -> Outcome:
-        outcome = self._failed(request, request.command, error)
+        outcome = self.failed(request, error)
         self._count_failure(request.cdb[0], outcome.status)
         return outcome
 
-    def _failed(self, request: Request, row: Command | None, error: Exception) -> Outcome:
+    def failed(self, request: Request, error: Exception) -> Outcome:
         """The one place where an exception becomes a status."""
         if isinstance(error, CheckCondition):
             return self.check(error)
         if isinstance(error, ReservationConflict):
             return RESERVATION_CONFLICT
+        row = request.command
         name = row.name if row is not None else f"opcode {request.cdb[0]:02X}h"
         if isinstance(error, OSError):
             log.warning("%s: %s at byte %d: %s", self.config.name, name, request.offset, error)
@@ -495,9 +532,23 @@ class LogicalUnit:
         its parameter data.
         """
         if request.cdb[0] not in _UNATTENDED:
-            sense = self.attentions.take(request.nexus)
+            sense = self.take_attention(request.nexus)
             if sense is not None:
                 raise CheckCondition(sense)
+
+    def take_attention(self, nexus: Nexus) -> Sense | None:
+        """The unit attention to report to this nexus now, if any; it is then no longer pending."""
+        sense = self.attentions.take(nexus)
+        if sense is Sense.REPORTED_LUNS_DATA_CHANGED:
+            self.luns_reported(nexus)
+        return sense
+
+    def luns_reported(self, nexus: Nexus) -> None:
+        """This nexus knows that the LUNs changed: no other unit need say it again (LUICLR, VPD page 86h)."""
+        target = self.nexuses.get(nexus)
+        if target is not None:
+            for unit in target.luns.values():
+                unit.attentions.clear(nexus, Sense.REPORTED_LUNS_DATA_CHANGED)
 
     # -- what must wait -----------------------------------------------------------------------
 
@@ -582,7 +633,7 @@ class LogicalUnit:
         self._unorder(request)
         row = request.command
         if self._waiting.pop(request, self) is self and request in self._running:
-            if row is not None and row.access is Access.WRITE:
+            if row is not None and row.changes:
                 self._bar(request)  # its thread may still write: nobody may pass it there
             elif row is not None and row.exclusive:
                 self._barriers.pop(request, None)
@@ -664,6 +715,7 @@ class LogicalUnit:
     def _lose(self, nexus: Nexus) -> list[Request]:
         self.reservations.nexus_lost(nexus)
         self.prevented_by.pop(nexus, None)
+        self.echo.pop(nexus, None)
         return self.abort_task_set(nexus)
 
     # -- the operator -------------------------------------------------------------------------
@@ -744,28 +796,6 @@ def _reserved_bit(cdb: bytes, row: Command) -> CheckCondition:
 # -- the target -------------------------------------------------------------------------------------
 
 
-def decode_lun(field: bytes) -> int | None:
-    """The LUN in an 8-byte LUN field (SAM-5 §4.7): peripheral or flat addressing, one level.
-
-    None: another method, a bus other than 0, or more levels: no such unit here.
-    """
-    if any(field[2:]):
-        return None
-    method, value = field[0] >> 6, (field[0] & 0x3F) << 8 | field[1]
-    if method == 0:
-        return value if value < 256 else None
-    return value if method == 1 else None
-
-
-def encode_lun(lun: int) -> bytes:
-    """The 8-byte LUN field: peripheral addressing below 256, flat above (SAM-5 §4.7.3)."""
-    if lun < 256:
-        return bytes((0, lun, 0, 0, 0, 0, 0, 0))
-    if lun < 16384:
-        return bytes((0x40 | lun >> 8, lun & 0xFF, 0, 0, 0, 0, 0, 0))
-    raise ValueError(f"LUN {lun} is beyond 16383")
-
-
 class _NoReservations:
     """Reservations of the stand-in: none."""
 
@@ -792,6 +822,8 @@ class Target:
         self, name: str, luns: Mapping[int, LogicalUnit], *, lane: Lane, now: Callable[[], float]
     ) -> None:
         self.name = name
+        self.ports: tuple[int, ...] = ()
+        """Relative target port identifiers: the tags of its portal groups (RFC 7143 §3.4.1)."""
         self.luns: dict[int, LogicalUnit] = {}
         self.nexuses: dict[Nexus, None] = {}
         config = UnitConfig(name=f"{name} (no such LUN)", serial="", naa="", thin=False)
@@ -804,7 +836,7 @@ class Target:
         fields: dict[bytes, LogicalUnit] = {}
         for lun, unit in self.luns.items():
             fields[encode_lun(lun)] = unit
-            fields[bytes((0x40 | lun >> 8, lun & 0xFF, 0, 0, 0, 0, 0, 0))] = unit
+            fields[flat_lun(lun)] = unit
         self._by_field = fields
 
     def unit_for(self, field: bytes) -> LogicalUnit:
@@ -844,8 +876,8 @@ class Target:
         before = self.luns
         if dict(luns) == before:
             return []
-        stay = {unit: None for unit in luns.values()}
-        had = {unit: None for unit in before.values()}
+        stay = dict.fromkeys(luns.values())
+        had = dict.fromkeys(before.values())
         dropped: list[Request] = []
         for unit in had:
             if unit not in stay:
@@ -859,8 +891,3 @@ class Target:
                 else:
                     unit.attach(nexus, self)
         return dropped
-
-    def luns_reported(self, nexus: Nexus) -> None:
-        """REPORT LUNS has told this nexus: the attention that asks for it is stale on every unit."""
-        for unit in self.luns.values():
-            unit.attentions.clear(nexus, Sense.REPORTED_LUNS_DATA_CHANGED)

@@ -1,0 +1,269 @@
+"""THE command table: one row per opcode or service action. Everything that is decided per command is here.
+
+The hexadecimal column is the CDB usage data of REPORT SUPPORTED OPERATION CODES (SPC-4 §6.35.3): the opcode,
+then a mask. A bit that is clear in it must be zero in the CDB, else INVALID FIELD IN CDB with a pointer to
+it; so RD/WR/VRPROTECT, NACA, ANCHOR and all that is obsolete or reserved are refused by the row alone.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from protocol.scsi import block, control, inquiry, log, mode, reservations
+from protocol.scsi.commands import Access, Body, Command, Data, Needs, Row, Runs
+
+if TYPE_CHECKING:
+    from protocol.scsi.device import LogicalUnit
+
+__all__ = ["ROWS", "table_for"]
+
+READY = Needs.READY
+MEDIUM = Needs.READY | Needs.MEDIUM
+RANGE = MEDIUM | Needs.LBA_RANGE
+WRITABLE = RANGE | Needs.WRITABLE
+
+LONG_S = 600
+"""Time-out of commands that may have the whole medium to go through, seconds."""
+
+
+def _row(name: str, usage: str, body: Body, action: int | None = None, **columns: Any) -> Command:
+    mask = bytes.fromhex(usage)
+    return Command(mask[0], name, body, mask, action, **columns)
+
+
+def _removable(unit: "LogicalUnit") -> bool:
+    return unit.config.removable
+
+
+def _thin(unit: "LogicalUnit") -> bool:
+    return unit.thin
+
+
+def _keeps(unit: "LogicalUnit") -> bool:
+    return unit.keep is not None
+
+
+_in = partial(_row, data=Data.IN)
+_exempt = partial(_in, access=Access.EXEMPT)
+_inspect = partial(_in, access=Access.READ)  # tells of the unit, and conflicts as a READ does
+_out = partial(_row, data=Data.OUT, access=Access.WRITE, needs=READY)
+
+_select = partial(_out, prepare=mode.prepare_select)
+
+_reservation_in = partial(_in, body=reservations.persistent_reserve_in, access=Access.PERSISTENT_IN)
+_reservation_out = partial(
+    _out,
+    body=reservations.persistent_reserve_out,
+    access=Access.PERSISTENT_OUT,
+    needs=Needs.NOTHING,
+    prepare=reservations.prepare_persistent_reserve_out,
+)
+
+_read = partial(
+    _in, needs=RANGE, access=Access.READ, runs=Runs.NOWAIT, nowait=block.read_nowait, prepare=block.prepare_rw
+)
+_write = partial(_out, needs=WRITABLE, runs=Runs.NOWAIT, nowait=block.write_nowait, prepare=block.prepare_rw)
+_verify = partial(
+    _row, data=Data.OUT, needs=RANGE, access=Access.READ, runs=Runs.WORKER, prepare=block.prepare_verify
+)
+_write_and_verify = partial(_out, needs=WRITABLE, runs=Runs.WORKER, prepare=block.prepare_write_and_verify)
+_modify = partial(_out, needs=WRITABLE, runs=Runs.WORKER, exclusive=True)
+_write_same = partial(
+    _out, needs=WRITABLE, runs=Runs.WORKER, prepare=block.prepare_write_same, timeout_s=LONG_S
+)
+_prefetch = partial(
+    _row,
+    needs=RANGE,
+    access=Access.READ,
+    runs=Runs.NOWAIT,
+    nowait=block.prefetch_nowait,
+    prepare=block.prepare_range,
+)
+_synchronize = partial(
+    _row,
+    needs=RANGE,
+    access=Access.WRITE,
+    runs=Runs.NOWAIT,
+    nowait=block.synchronize_cache_nowait,
+    prepare=block.prepare_range,
+    timeout_s=LONG_S,
+)
+_capacity = partial(_in, needs=MEDIUM)
+
+ROWS: tuple[Command, ...] = (
+    # -- SPC-4 -----------------------------------------------------------------------------------
+    _row("TEST UNIT READY", "000000000000", control.test_unit_ready, needs=MEDIUM),
+    _exempt("REQUEST SENSE", "03010000FF00", control.request_sense),
+    _exempt("INQUIRY", "1201FFFFFF00", inquiry.inquiry),
+    _select("MODE SELECT(6)", "15110000FF00", mode.select),
+    _inspect("MODE SENSE(6)", "1A08FFFFFF00", mode.sense),
+    _select("MODE SELECT(10)", "55110000000000FFFF00", mode.select),
+    _inspect("MODE SENSE(10)", "5A18FFFF000000FFFF00", mode.sense),
+    _row(
+        "PREVENT ALLOW MEDIUM REMOVAL",
+        "1E0000000100",
+        control.prevent_allow_medium_removal,
+        needs=READY,
+        access=Access.PREVENT,
+        offered=_removable,
+    ),
+    _out("WRITE BUFFER", "3B1F00000000FFFFFF00", control.write_buffer, prepare=control.prepare_write_buffer),
+    _inspect("READ BUFFER", "3C1F00000000FFFFFF00", control.read_buffer),
+    _in("LOG SENSE", "4D00FFFF00FFFFFFFF00", log.log_sense, runs=Runs.NOWAIT, nowait=log.log_sense_nowait),
+    _exempt("REPORT LUNS", "A000FF000000FFFFFFFF0000", control.report_luns),
+    _in(
+        "REPORT IDENTIFYING INFORMATION",
+        "A3050000 0000FFFFFFFF FE00",
+        control.report_identifying_information,
+        0x05,
+    ),
+    _exempt(
+        "REPORT TARGET PORT GROUPS", "A3EA0000 0000FFFFFFFF 0000", control.report_target_port_groups, 0x0A
+    ),
+    _inspect(
+        "REPORT SUPPORTED OPERATION CODES",
+        "A30C87FF FFFFFFFFFFFF 0000",
+        control.report_supported_operation_codes,
+        0x0C,
+    ),
+    _inspect(
+        "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS",
+        "A30D8000 0000FFFFFFFF 0000",
+        control.report_supported_task_management_functions,
+        0x0D,
+    ),
+    _in("REPORT TIMESTAMP", "A30F0000 0000FFFFFFFF 0000", control.report_timestamp, 0x0F),
+    _out(
+        "SET IDENTIFYING INFORMATION",
+        "A4060000 0000FFFFFFFF FE00",
+        control.set_identifying_information,
+        0x06,
+        prepare=control.prepare_set_identifying_information,
+        offered=_keeps,
+    ),
+    *(
+        _reservation_in(name, f"5E{action:02X}0000000000FFFF00", action=action)
+        for action, name in enumerate(
+            ("READ KEYS", "READ RESERVATION", "REPORT CAPABILITIES", "READ FULL STATUS")
+        )
+    ),
+    *(
+        _reservation_out(name, f"5F{action:02X}FF0000FFFFFFFF00", action=action)
+        for action, name in enumerate(
+            (
+                "REGISTER",
+                "RESERVE",
+                "RELEASE",
+                "CLEAR",
+                "PREEMPT",
+                "PREEMPT AND ABORT",
+                "REGISTER AND IGNORE EXISTING KEY",
+                "REGISTER AND MOVE",
+            )
+        )
+    ),
+    _row("RESERVE(6)", "160000000000", reservations.reserve, access=Access.RESERVE),
+    _row("RESERVE(10)", "56000000000000000000", reservations.reserve, access=Access.RESERVE),
+    _row("RELEASE(6)", "170000000000", reservations.release, access=Access.RELEASE),
+    _row("RELEASE(10)", "57000000000000000000", reservations.release, access=Access.RELEASE),
+    # -- SBC-3: reading and writing --------------------------------------------------------------
+    _read("READ(6)", "081FFFFFFF00", block.read, prepare=block.prepare_rw6),
+    _read("READ(10)", "2818FFFFFFFF1FFFFF00", block.read),
+    _read("READ(12)", "A818FFFFFFFFFFFFFFFF1F00", block.read),
+    _read("READ(16)", "8818FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.read),
+    _write("WRITE(6)", "0A1FFFFFFF00", block.write, prepare=block.prepare_rw6),
+    _write("WRITE(10)", "2A18FFFFFFFF1FFFFF00", block.write),
+    _write("WRITE(12)", "AA18FFFFFFFFFFFFFFFF1F00", block.write),
+    _write("WRITE(16)", "8A18FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.write),
+    _modify(
+        "WRITE ATOMIC(16)",
+        "9C18FFFFFFFFFFFFFFFFFFFFFFFF1F00",
+        block.write_atomic,
+        prepare=block.prepare_write_atomic,
+    ),
+    _write_and_verify("WRITE AND VERIFY(10)", "2E16FFFFFFFF1FFFFF00", block.write_and_verify),
+    _write_and_verify("WRITE AND VERIFY(12)", "AE16FFFFFFFFFFFFFFFF1F00", block.write_and_verify),
+    _write_and_verify("WRITE AND VERIFY(16)", "8E16FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.write_and_verify),
+    _verify("VERIFY(10)", "2F16FFFFFFFF1FFFFF00", block.verify),
+    _verify("VERIFY(12)", "AF16FFFFFFFFFFFFFFFF1F00", block.verify),
+    _verify("VERIFY(16)", "8F16FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.verify),
+    _modify(
+        "COMPARE AND WRITE",
+        "8918FFFFFFFFFFFFFFFF000000FF1F00",
+        block.compare_and_write,
+        runs=Runs.NOWAIT,
+        nowait=block.compare_and_write_nowait,
+        prepare=block.prepare_compare_and_write,
+    ),
+    _modify("ORWRITE(16)", "8B18FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.orwrite, prepare=block.prepare_rw),
+    _write_same("WRITE SAME(10)", "4108FFFFFFFF1FFFFF00", block.write_same),
+    _write_same("WRITE SAME(16)", "9309FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.write_same),
+    _out(
+        "UNMAP",
+        "420000000000 1FFFFF00",
+        block.unmap,
+        needs=WRITABLE,
+        runs=Runs.WORKER,
+        prepare=block.prepare_unmap,
+        offered=_thin,
+        timeout_s=LONG_S,
+    ),
+    # -- SBC-3: caches, and what the medium is like ----------------------------------------------
+    _prefetch("PRE-FETCH(10)", "3402FFFFFFFF1FFFFF00", block.prefetch),
+    _prefetch("PRE-FETCH(16)", "9002FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.prefetch),
+    _synchronize("SYNCHRONIZE CACHE(10)", "3502FFFFFFFF1FFFFF00", block.synchronize_cache),
+    _synchronize("SYNCHRONIZE CACHE(16)", "9102FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.synchronize_cache),
+    _row(
+        "START STOP UNIT",
+        "1B01000FF700",
+        control.start_stop_unit,
+        needs=READY,
+        access=Access.START_STOP,
+        timeout_s=LONG_S,
+    ),
+    _capacity("READ CAPACITY(10)", "25000000000000000000", block.read_capacity10),
+    _capacity("READ CAPACITY(16)", "9E100000000000000000FFFFFFFF0000", block.read_capacity16, 0x10),
+    _capacity(
+        "GET LBA STATUS",
+        "9E12FFFFFFFFFFFFFFFFFFFFFFFF0000",
+        block.get_lba_status,
+        0x12,
+        access=Access.READ,
+        runs=Runs.WORKER,
+        prepare=block.prepare_get_lba_status,
+    ),
+    _capacity("READ DEFECT DATA(10)", "37001F00000000FFFF00", block.read_defect_data10, access=Access.READ),
+    _capacity(
+        "READ DEFECT DATA(12)", "B71FFFFFFFFFFFFFFFFF0000", block.read_defect_data12, access=Access.READ
+    ),
+)
+
+
+def _assemble(rows: Iterable[Command]) -> list[Row]:
+    table: list[Row] = [None] * 256
+    for command in rows:
+        at = table[command.opcode]
+        if command.service_action is None:
+            if at is not None:
+                raise TypeError(f"{command.name}: opcode {command.opcode:02X}h has a row already")
+            table[command.opcode] = command
+        else:
+            actions = {} if at is None else at
+            if isinstance(actions, Command) or command.service_action in actions:
+                raise TypeError(f"{command.name}: opcode {command.opcode:02X}h has such a row already")
+            actions[command.service_action] = command
+            table[command.opcode] = actions
+    return table
+
+
+_ABSENT = tuple(row for row in ROWS if row.opcode in (0x03, 0x12, 0xA0))
+"""What a LUN without a unit answers: REQUEST SENSE, INQUIRY, REPORT LUNS (SPC-4 §6.4.1, SAM-5 §4.7.2)."""
+_tables: dict[tuple[Command, ...], Sequence[Row]] = {}
+
+
+def table_for(unit: "LogicalUnit") -> Sequence[Row]:
+    """The commands of a unit by opcode: 256 entries, shared by all units that offer the same."""
+    rows = _ABSENT if unit.absent else tuple(row for row in ROWS if row.offered is None or row.offered(unit))
+    if rows not in _tables:
+        _tables[rows] = _assemble(rows)
+    return _tables[rows]
