@@ -71,7 +71,7 @@ class Disk:
     def __init__(
         self,
         *,
-        backend: Backend | None | str = "memory",
+        backend: Backend | str | None = "memory",
         lane: object = None,
         keep: object = None,
         kept: Mapping[str, bytes] | None = None,

@@ -1,0 +1,224 @@
+"""The task set of a logical unit: what may run beside what, and how a task ends early. Knows no command.
+
+Rules:
+
+* What may not run together waits (``_must_wait``): by task attribute as SAM-5 §8.6 has it, and by range
+  where a command is ``exclusive`` or an aborted writer is still at work: it must not land after
+  a later command. As long as there is nothing of the kind, the cost is one attribute test.
+* An abort never waits for the medium: the task is gone at once, its thread is left to end.
+* A task that waited is run and delivered in its order, maybe within the call that let it go.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from protocol.enums import ScsiStatus, TaskAttribute
+from protocol.scsi.commands import Command
+from protocol.scsi.request import Nexus, Outcome, Request
+
+__all__ = ["PLAIN", "TaskSet"]
+
+TASK_ABORTED = Outcome(ScsiStatus.TASK_ABORTED)
+
+# Does a task wait for an older one in the task set? By (older, younger) attribute (SAM-5 §8.6).
+_SIMPLE, _ORDERED, _HEAD = range(3)
+_CLASS: dict[int, int] = {
+    TaskAttribute.UNTAGGED: _SIMPLE,
+    TaskAttribute.SIMPLE: _SIMPLE,
+    TaskAttribute.ORDERED: _ORDERED,
+    TaskAttribute.HEAD_OF_QUEUE: _HEAD,
+    TaskAttribute.ACA: _SIMPLE,  # without NormACA there is no ACA condition to belong to
+}
+PLAIN = int(TaskAttribute.SIMPLE)
+"""Attributes up to this one, SIMPLE and UNTAGGED, order nothing."""
+_WAITS = {
+    (_SIMPLE, _SIMPLE): False,
+    (_SIMPLE, _ORDERED): True,
+    (_SIMPLE, _HEAD): False,
+    (_ORDERED, _SIMPLE): True,
+    (_ORDERED, _ORDERED): True,
+    (_ORDERED, _HEAD): False,
+    (_HEAD, _SIMPLE): True,
+    (_HEAD, _ORDERED): True,
+    (_HEAD, _HEAD): False,
+}
+
+
+def _ignore(request: Request) -> None:
+    """Nobody asked to hear of it."""
+
+
+def _nobody(request: Request, outcome: Outcome) -> None:
+    raise RuntimeError("LogicalUnit.deliver is not set")
+
+
+class TaskSet(ABC):
+    """The tasks of one unit, from admission to their end."""
+
+    def __init__(self) -> None:
+        self.deliver: Callable[[Request, Outcome], None] = _nobody
+        """Takes the outcome of a request for which ``submit`` answered None. May be called before that
+        ``submit`` returns."""
+        self.aborted: Callable[[Request], None] = _ignore
+        """Told of each task that another nexus, a reset or a preemption ended: it has no outcome."""
+        self.tasks: dict[Request, None] = {}
+        """Oldest first."""
+        self._running: dict[Request, None] = {}
+        self._waiting: dict[Request, None] = {}
+        self._barriers: dict[Request, None] = {}
+        self._ordering = 0  # tasks in the set that are ORDERED or HEAD OF QUEUE
+        self._crowded = False  # any of the three above
+        self._advancing = False
+
+    @abstractmethod
+    def _start(self, request: Request, row: Command) -> Outcome | None:
+        """Run it here if it can be run here; None: it is under way."""
+
+    @abstractmethod
+    def _finish(self, request: Request, row: Command, outcome: Outcome) -> None:
+        """Take the task out of the set and count it."""
+
+    @abstractmethod
+    def _finish_aborted(self, request: Request, row: Command, outcome: Outcome) -> None:
+        """An aborted task has ended at last."""
+
+    def _order(self, request: Request) -> None:
+        """A task with an attribute beyond PLAIN has joined."""
+        if _CLASS.get(request.attribute, _SIMPLE) != _SIMPLE:
+            self._ordering += 1
+            self._crowded = True
+
+    def submit(self, request: Request) -> Outcome | None:
+        """Run an admitted request, whose Data-Out is all there.
+
+        Returns:
+            The outcome, or None: it comes by ``deliver``, now or later, unless the request is aborted.
+        """
+        if request.aborted:
+            return TASK_ABORTED
+        row = request.command
+        assert row is not None  # admit() has set it
+        if not self._crowded and not row.exclusive:
+            outcome = self._start(request, row)
+            if outcome is not None:
+                self._finish(request, row, outcome)
+            return outcome
+        self._waiting[request] = None
+        self._crowded = True
+        self._advance()
+        return None
+
+    def complete(self, request: Request, outcome: Outcome) -> None:
+        """End a request whose INLINE body answered None. On the event loop."""
+        self._done(request, outcome)
+
+    def _done(self, request: Request, outcome: Outcome) -> None:
+        """A task that was under way has ended."""
+        self._running.pop(request, None)
+        self._barriers.pop(request, None)
+        row = request.command
+        assert row is not None
+        if request.aborted:
+            self._finish_aborted(request, row, outcome)
+        else:
+            self._finish(request, row, outcome)
+            self.deliver(request, outcome)
+        if self._crowded:
+            self._advance()
+
+    # -- what must wait -----------------------------------------------------------------------
+
+    def _bar(self, request: Request) -> None:
+        if request.length:
+            self._barriers[request] = None
+            self._crowded = True
+
+    def _unorder(self, request: Request) -> None:
+        if _CLASS.get(request.attribute, _SIMPLE) != _SIMPLE:
+            self._ordering -= 1
+
+    def _must_wait(self, request: Request) -> bool:
+        """Is there anything in the unit that this task may not run beside or overtake?"""
+        row = request.command
+        if self._ordering:
+            own = _CLASS.get(request.attribute, _SIMPLE)
+            for older in self.tasks:
+                if older is request:
+                    break
+                if _WAITS[_CLASS.get(older.attribute, _SIMPLE), own]:
+                    return True
+        if not request.length:
+            return False
+        at, end = request.offset, request.offset + request.length
+        beside = self._running if row is not None and row.exclusive else self._barriers
+        for other in beside:
+            if other.offset < end and at < other.offset + other.length:
+                return True
+        if beside is self._running:  # an aborted writer is in both; a barrier need not be running
+            for other in self._barriers:
+                if other.offset < end and at < other.offset + other.length:
+                    return True
+        for older in self._waiting:
+            if older is request:
+                break
+            if older.offset < end and at < older.offset + older.length:
+                return True
+        return False
+
+    def _advance(self) -> None:
+        """Start every waiting task that may run now, in order, and deliver what ends at once."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            moved = True
+            while moved:
+                moved = False
+                for request in list(self._waiting):
+                    if request not in self._waiting or self._must_wait(request):
+                        continue
+                    del self._waiting[request]
+                    moved = True
+                    row = request.command
+                    assert row is not None
+                    outcome = self._start(request, row)
+                    if outcome is not None:
+                        self._finish(request, row, outcome)
+                        self.deliver(request, outcome)
+        finally:
+            self._advancing = False
+            self._crowded = bool(self._waiting or self._barriers or self._ordering)
+
+    def abort(self, request: Request) -> bool:
+        """ABORT TASK: it is gone from the task set; no outcome will be delivered.
+
+        Returns:
+            False when it was not in the task set (any more).
+        """
+        if request not in self.tasks:
+            return False
+        self._drop(request)
+        self._advance()
+        return True
+
+    def _drop(self, request: Request) -> None:
+        request.aborted = True
+        del self.tasks[request]
+        self._unorder(request)
+        row = request.command
+        if self._waiting.pop(request, self) is self and request in self._running:
+            if row is not None and row.changes:
+                self._bar(request)  # its thread may still write: nobody may pass it there
+            elif row is not None and row.exclusive:
+                self._barriers.pop(request, None)
+
+    def abort_task_set(self, nexus: Nexus) -> list[Request]:
+        """ABORT TASK SET: all tasks of the nexus; returns them."""
+        return self._drop_all([request for request in self.tasks if request.nexus is nexus])
+
+    def _drop_all(self, requests: list[Request]) -> list[Request]:
+        for request in requests:
+            self._drop(request)
+        if requests:
+            self._advance()
+        return requests
