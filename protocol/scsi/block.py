@@ -490,8 +490,6 @@ def prepare_unmap(unit: "LogicalUnit", request: Request) -> None:
     length = int.from_bytes(request.cdb[7:9], "big")
     if 0 < length < _UNMAP_HEADER_BYTES:
         raise CheckCondition(Sense.PARAMETER_LIST_LENGTH_ERROR, field=7)
-    if not unit.thin:  # LBPU is 0
-        raise CheckCondition(Sense.INVALID_OPCODE, field=0)
     request.transfer_length = length
     set_range(unit, request, 0, unit.blocks)
 
@@ -638,7 +636,7 @@ def get_lba_status(unit: "LogicalUnit", request: Request) -> Outcome:
     """
     backend = medium(unit)
     allocation = int.from_bytes(request.cdb[10:14], "big")
-    wanted = min(LBA_STATUS_DESCRIPTORS, max(1, -(-(allocation - 8) // _STATUS_DESCRIPTOR.size)))
+    wanted = min(LBA_STATUS_DESCRIPTORS, max(1, (allocation - 8) // _STATUS_DESCRIPTOR.size))
     block_size = unit.block_size
     states: list[list[int]] = []  # [first block, block after the last, state]
     if unit.thin and backend.capabilities.map_query:

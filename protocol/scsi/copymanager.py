@@ -1,0 +1,192 @@
+"""What every third-party copy has in common: whom it may name, how it copies, what it leaves to ask about.
+
+Commands of a copy are decoded on the event loop, where the units and the sessions may be looked at; the copy
+itself runs on a worker of the commanded unit and touches backends only. A copy reaches only logical units of
+the target that its session is logged in to, and is held to the reservations and write protection there as if
+the same nexus read and wrote by itself.
+
+Source: SPC-4 r37 §5.17, §6.4 to 6.6, §6.18, §6.19, §6.23.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from protocol.enums import ScsiStatus
+from protocol.scsi.commands import Access, Command, Needs
+from protocol.scsi.request import GOOD, Nexus, Outcome, Request
+from protocol.scsi.sense import CheckCondition, ReservationConflict, Sense, from_os_error
+from storage.base import Backend
+
+if TYPE_CHECKING:
+    from protocol.scsi.device import LogicalUnit
+
+__all__ = ["MAXIMUM_RESULTS", "Copy", "Result", "Results", "copies", "results_of", "run", "visible_units"]
+
+log = logging.getLogger(__name__)
+
+MAXIMUM_RESULTS = 64
+"""Ended copies that one unit remembers for RECEIVE COPY RESULTS; the oldest are forgotten."""
+
+CHUNK_BYTES = 16 * 2**20
+"""Copied between two looks for an abort. Large, since where blocks are shared a piece costs nothing."""
+
+
+def visible_units(unit: "LogicalUnit", nexus: Nexus) -> "list[LogicalUnit]":
+    """The logical units that this nexus sees: those of its target, and the one it speaks to."""
+    target = unit.nexuses.get(nexus)
+    others = [other for other in target.luns.values() if other is not unit] if target is not None else []
+    return [unit, *others]
+
+
+def _nobody(unit: "LogicalUnit", request: Request) -> Outcome:
+    raise NotImplementedError  # these rows are only ever asked for their access
+
+
+_READS = Command(0x88, "copy source", _nobody, bytes(16), access=Access.READ)
+_WRITES = Command(0x8A, "copy destination", _nobody, bytes(16), access=Access.WRITE)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One range to copy. ``source`` None: zeros. Bytes."""
+
+    source: Backend | None
+    source_offset: int
+    backend: Backend
+    offset: int
+    length: int
+    durable: bool
+    """The destination has WCE off."""
+
+
+def source_backend(unit: "LogicalUnit", request: Request) -> Backend:
+    """The medium to copy from; raises if the nexus could not read it now."""
+    return _accessible(unit, request, _READS, Needs.READY | Needs.MEDIUM)
+
+
+def destination_backend(unit: "LogicalUnit", request: Request) -> Backend:
+    """The medium to copy to; raises if the nexus could not write it now."""
+    return _accessible(unit, request, _WRITES, Needs.READY | Needs.MEDIUM | Needs.WRITABLE)
+
+
+def _accessible(unit: "LogicalUnit", request: Request, row: Command, needs: Needs) -> Backend:
+    if unit.reservations.held:
+        unit.reservations.check(request, row)
+    if unit.locked is not None:
+        raise unit.locked()
+    backend = unit.backend
+    if backend is None or not unit.loaded:
+        raise CheckCondition(Sense.MEDIUM_NOT_PRESENT)
+    if needs & Needs.WRITABLE and unit.write_protected:
+        raise CheckCondition(Sense.WRITE_PROTECTED)
+    return backend
+
+
+def copies(request: Request, todo: list[Copy], progress: Callable[[int], None] | None = None) -> bool:
+    """Do them in order, on a worker; False: the command was aborted. ``progress`` hears the bytes done."""
+    done = 0
+    for copy in todo:
+        at = 0
+        while at < copy.length:
+            if request.aborted:
+                return False
+            size = min(CHUNK_BYTES, copy.length - at)
+            if copy.source is None:
+                copy.backend.write_zeroes(copy.offset + at, size)
+            else:
+                copy.backend.copy_from(copy.source, copy.source_offset + at, copy.offset + at, size)
+            at += size
+            done += size
+            if progress is not None:
+                progress(done)
+        if copy.durable and copy.length:
+            copy.backend.flush(copy.offset, copy.length)
+    return True
+
+
+# -- what there is to ask afterwards ------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Result:
+    """A copy, under way or ended."""
+
+    service_action: int
+    outcome: Outcome | None = None
+    """None: under way."""
+    segments: int = 0
+    """Segments or ranges processed."""
+    transferred: int = 0
+    """Bytes."""
+    token: bytes = b""
+
+
+class Results:
+    """The copies that one logical unit knows of, by nexus and list identifier. On the event loop."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Nexus, int], Result] = {}
+
+    def begin(self, unit: "LogicalUnit", nexus: Nexus, list_identifier: int, service_action: int) -> Result:
+        """A copy begins; one that is under way with the same list identifier is an error (SPC-4 §6.4.3)."""
+        key = (nexus, list_identifier)
+        before = self._kept.get(key)
+        if before is not None and before.outcome is None:
+            raise CheckCondition(Sense.OPERATION_IN_PROGRESS)
+        for stale in [stale for stale in self._kept if stale[0] not in unit.nexuses]:
+            del self._kept[stale]
+        self._kept.pop(key, None)
+        while len(self._kept) >= MAXIMUM_RESULTS:
+            del self._kept[next(iter(self._kept))]
+        result = self._kept[key] = Result(service_action)
+        return result
+
+    def find(self, nexus: Nexus, list_identifier: int, *service_actions: int) -> Result | None:
+        """The copy of that name, if it was of one of these kinds."""
+        result = self._kept.get((nexus, list_identifier))
+        return result if result is not None and result.service_action in service_actions else None
+
+
+_results: "WeakKeyDictionary[LogicalUnit, Results]" = WeakKeyDictionary()
+
+
+def results_of(unit: "LogicalUnit") -> Results:
+    """The unit's memory of copies; it goes with the unit."""
+    results = _results.get(unit)
+    if results is None:
+        results = _results[unit] = Results()
+    return results
+
+
+def run(
+    unit: "LogicalUnit", request: Request, result: Result, work: Callable[[], Outcome], *, answer: bool = True
+) -> None:
+    """Run ``work`` on a worker, note its outcome in ``result``, and end the command with it if ``answer``."""
+
+    def guarded() -> Outcome:
+        try:
+            return work()
+        except CheckCondition as condition:
+            return unit.check(condition)
+        except ReservationConflict:
+            return Outcome(ScsiStatus.RESERVATION_CONFLICT)
+        except OSError as error:
+            return unit.check(from_os_error(error, write=True))
+        except Exception:
+            log.exception("%s: a third-party copy failed by a fault of ours", unit.config.name)
+            return unit.check(CheckCondition(Sense.INTERNAL_TARGET_FAILURE))
+
+    def done(outcome: Outcome) -> None:
+        result.outcome = outcome
+        if answer:
+            unit.complete(request, outcome)
+
+    unit.lane.run(guarded, done)
+
+
+def finished(whole: bool) -> Outcome:
+    """The outcome of ``copies``."""
+    return GOOD if whole else Outcome(ScsiStatus.TASK_ABORTED)

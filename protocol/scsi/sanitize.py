@@ -1,0 +1,309 @@
+"""SANITIZE: make everything on the medium unreadable, in the background, to the end.
+
+An operation is a small record that is kept before it starts and forgotten when it is done, so it survives
+resets, lost sessions and restarts of the daemon: ``resume`` goes on where the record says. While it runs, or
+after it has failed, the unit is locked, and the lock is the ``Operation`` itself.
+
+Nothing encrypts here, so CRYPTOGRAPHIC ERASE erases blocks: what it promises, that nothing written before can
+be read back, holds. BLOCK ERASE unmaps; only OVERWRITE writes every block in place. What a host file system
+does underneath (snapshots, copy on write) no target can undo.
+
+Source: SBC-3 r36 §4.11, §5.24.
+"""
+
+import base64
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from threading import Event
+from typing import TYPE_CHECKING
+
+from protocol.scsi.limits import COPY_CHUNK_BYTES, SPACE_CHUNK_BYTES, pieces
+from protocol.scsi.request import GOOD, Outcome, Request
+from protocol.scsi.sense import CheckCondition, Sense
+from storage.base import Backend
+
+if TYPE_CHECKING:
+    from protocol.scsi.device import LogicalUnit
+
+__all__ = ["KEPT_AS", "Action", "Operation", "exit_failure_mode", "prepare_sanitize", "resume", "sanitize"]
+
+log = logging.getLogger(__name__)
+
+KEPT_AS = "sanitize"
+"""Under what name ``LogicalUnit.keep`` stores an operation that has not ended."""
+
+OVERWRITE_SECONDS = 8.0
+"""An OVERWRITE lasts at least this long in all. Operators, and libiscsi's suite, look for one in progress:
+one that is over before they look is taken for one that never ran."""
+
+_STEPS = 64
+"""An OVERWRITE pauses after each of so many parts of its work, and then notes where it is."""
+
+
+class Action(IntEnum):
+    """Service actions of SANITIZE (SBC-3 table 96)."""
+
+    OVERWRITE = 0x01
+    BLOCK_ERASE = 0x02
+    CRYPTOGRAPHIC_ERASE = 0x03
+    EXIT_FAILURE_MODE = 0x1F
+
+
+_IMMED, _AUSE = 0x80, 0x20
+_INVERT = 0x80
+_HEADER_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done: all that must survive a restart."""
+
+    action: int
+    unrestricted: bool
+    """AUSE: a failure may be left by EXIT FAILURE MODE."""
+    pattern: bytes = b""
+    """OVERWRITE: what fills each block."""
+    passes: int = 1
+    invert: bool = False
+    failed: bool = False
+
+    def export(self) -> bytes:
+        """For ``restore`` after a restart."""
+        return json.dumps(
+            {
+                "action": self.action,
+                "unrestricted": self.unrestricted,
+                "pattern": base64.b64encode(self.pattern).decode(),
+                "passes": self.passes,
+                "invert": self.invert,
+                "failed": self.failed,
+            }
+        ).encode()
+
+    @classmethod
+    def restore(cls, stored: bytes) -> "Plan":
+        """What ``export`` gave.
+
+        Raises:
+            ValueError: it is not that.
+        """
+        try:
+            data = json.loads(stored)
+            return cls(
+                Action(data["action"]),
+                bool(data["unrestricted"]),
+                base64.b64decode(data["pattern"]),
+                int(data["passes"]),
+                bool(data["invert"]),
+                bool(data["failed"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"the stored SANITIZE cannot be read: {error!r}") from error
+
+
+class Operation:
+    """One SANITIZE, under way or failed. It is what the unit is locked with."""
+
+    def __init__(self, plan: Plan, *, least_s: float = OVERWRITE_SECONDS) -> None:
+        self.plan = plan
+        self.least_s = least_s
+        self.total = 1
+        self.done = 0
+        """Of ``total`` bytes; written by the worker, read by everybody."""
+        self.stopped = Event()
+        """The daemon is closing: give up; the kept record goes on at the next start."""
+
+    def __call__(self) -> CheckCondition:
+        """Why the unit refuses a command: SANITIZE IN PROGRESS with its progress, or SANITIZE FAILED."""
+        if self.plan.failed:
+            return CheckCondition(Sense.SANITIZE_COMMAND_FAILED)
+        return CheckCondition(Sense.SANITIZE_IN_PROGRESS, progress=self.done * 0xFFFF // self.total)
+
+    def work(self, backend: Backend, size_bytes: int, block_size: int) -> bool:
+        """Do it, on a worker; False: stopped before the end.
+
+        Raises:
+            OSError: the medium failed.
+        """
+        if self.plan.action == Action.OVERWRITE:
+            finished = self._overwrite(backend, size_bytes, block_size)
+        else:
+            finished = self._erase(backend, size_bytes)
+        if finished:
+            backend.flush()
+        return finished
+
+    def _erase(self, backend: Backend, size_bytes: int) -> bool:
+        capabilities = backend.capabilities
+        clear = (
+            backend.unmap if capabilities.unmap and capabilities.unmap_reads_zero else backend.write_zeroes
+        )
+        self.total = max(1, size_bytes)
+        for offset, length in pieces(0, size_bytes, SPACE_CHUNK_BYTES):
+            if self.stopped.is_set():
+                return False
+            clear(offset, length)
+            self.done = offset + length
+        return True
+
+    def _overwrite(self, backend: Backend, size_bytes: int, block_size: int) -> bool:
+        """The pattern fills each block, cut at its end; INVERT turns it over after each pass."""
+        plan = self.plan
+        self.total = max(1, size_bytes * plan.passes)
+        step = max(1, self.total // _STEPS)
+        next_pause = step
+        block = (plan.pattern * -(-block_size // len(plan.pattern)))[:block_size]
+        for number in range(plan.passes):
+            current = bytes(byte ^ 0xFF for byte in block) if plan.invert and number % 2 else block
+            data = memoryview(current * (COPY_CHUNK_BYTES // block_size))
+            for offset, length in pieces(0, size_bytes, len(data)):
+                if self.stopped.is_set():
+                    return False
+                backend.write(offset, data[:length])
+                self.done += length
+                if self.done >= next_pause:
+                    next_pause += step
+                    if self.stopped.wait(self.least_s / _STEPS):
+                        return False
+            backend.flush()
+        return True
+
+
+# -- the commands -------------------------------------------------------------------------------------
+
+
+def prepare_sanitize(unit: "LogicalUnit", request: Request) -> None:
+    """PARAMETER LIST LENGTH: for OVERWRITE a header and a pattern of a block at most, else none."""
+    length = int.from_bytes(request.cdb[7:9], "big")
+    if request.cdb[1] & 0x1F == Action.OVERWRITE:
+        if not _HEADER_BYTES < length <= _HEADER_BYTES + unit.block_size:
+            raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=7)
+    elif length:
+        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=7)
+    request.transfer_length = length
+
+
+def _plan(unit: "LogicalUnit", request: Request) -> Plan:
+    cdb = request.cdb
+    action = Action(cdb[1] & 0x1F)
+    unrestricted = bool(cdb[1] & _AUSE)
+    if action is not Action.OVERWRITE:
+        return Plan(action, unrestricted)
+    data = bytes(request.data_out[: request.transfer_length])
+    if len(data) < request.transfer_length:
+        raise CheckCondition(Sense.PARAMETER_LIST_LENGTH_ERROR)
+    passes = data[0] & 0x1F
+    if not passes:
+        raise CheckCondition(Sense.INVALID_FIELD_IN_PARAMETER_LIST, field=0, bit=4, in_parameters=True)
+    size = int.from_bytes(data[2:4], "big")
+    if not 0 < size <= unit.block_size or _HEADER_BYTES + size > len(data):
+        raise CheckCondition(Sense.INVALID_FIELD_IN_PARAMETER_LIST, field=2, in_parameters=True)
+    pattern = data[_HEADER_BYTES : _HEADER_BYTES + size]
+    return Plan(action, unrestricted, pattern, passes, bool(data[0] & _INVERT))
+
+
+def sanitize(unit: "LogicalUnit", request: Request) -> Outcome | None:
+    """OVERWRITE, BLOCK ERASE, CRYPTOGRAPHIC ERASE. With IMMED it is answered when it has been kept, else when
+    it is done; either way nothing that happens to the command or its session stops it."""
+    under_way = unit.locked
+    if under_way is not None and not (isinstance(under_way, Operation) and under_way.plan.failed):
+        raise under_way()
+    if unit.backend is None:
+        raise CheckCondition(Sense.MEDIUM_NOT_PRESENT)
+    operation = Operation(_plan(unit, request))
+    immediate = bool(request.cdb[1] & _IMMED)
+    unit.lock(operation)  # from here on nothing is let in
+
+    def kept(error: Exception | None) -> None:
+        if error is not None:
+            log.error("%s: SANITIZE could not be stored, and is not begun: %s", unit.config.name, error)
+            unit.unlock()
+            unit.complete(request, unit.check(CheckCondition(Sense.INTERNAL_TARGET_FAILURE)))
+            return
+        _start(unit, operation, None if immediate else request)
+        if immediate:
+            unit.complete(request, GOOD)
+
+    _keep(unit, operation.plan, kept)
+    return None
+
+
+def exit_failure_mode(unit: "LogicalUnit", request: Request) -> Outcome | None:
+    """EXIT FAILURE MODE: leave a failed operation behind, if AUSE allowed that; without one it is GOOD."""
+    operation = unit.locked
+    if operation is None:
+        return GOOD
+    if not isinstance(operation, Operation) or not operation.plan.failed:
+        raise operation()
+    if not operation.plan.unrestricted:
+        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=1, bit=4)
+
+    def kept(error: Exception | None) -> None:
+        if error is not None:
+            unit.complete(request, unit.check(CheckCondition(Sense.INTERNAL_TARGET_FAILURE)))
+            return
+        unit.unlock()
+        unit.complete(request, GOOD)
+
+    _keep(unit, None, kept)
+    return None
+
+
+def resume(unit: "LogicalUnit") -> Operation | None:
+    """Go on with what the daemon's end has interrupted. Called when a unit has been opened with its medium.
+
+    Raises:
+        ValueError: what was kept cannot be read.
+    """
+    stored = unit.kept.get(KEPT_AS)
+    if not stored or unit.backend is None:
+        return None
+    operation = Operation(Plan.restore(stored))
+    unit.lock(operation)
+    if not operation.plan.failed:
+        _start(unit, operation, None)
+    return operation
+
+
+def _keep(unit: "LogicalUnit", plan: Plan | None, done: Callable[[Exception | None], None]) -> None:
+    if unit.keep is None:
+        done(None)
+    else:
+        unit.keep(KEPT_AS, plan.export() if plan is not None else b"", done)
+
+
+def _start(unit: "LogicalUnit", operation: Operation, request: Request | None) -> None:
+    """Begin the work; ``request`` is the command that waits for its end."""
+    backend = unit.backend
+    assert backend is not None
+    size_bytes = unit.blocks * unit.block_size
+    block_size = unit.block_size
+
+    def work() -> Outcome:
+        try:
+            finished = operation.work(backend, size_bytes, block_size)
+        except OSError as error:
+            log.error("%s: SANITIZE failed: %s", unit.config.name, error)
+            operation.plan = replace(operation.plan, failed=True)
+            return unit.check(CheckCondition(Sense.SANITIZE_COMMAND_FAILED))
+        return GOOD if finished else unit.check(operation())
+
+    def done(outcome: Outcome) -> None:
+        failed = operation.plan.failed
+        if operation.stopped.is_set() and not failed:
+            return  # the record stays, and the next start goes on
+
+        def kept(error: Exception | None) -> None:
+            if error is not None:
+                log.error("%s: the end of SANITIZE could not be stored: %s", unit.config.name, error)
+            if not failed:
+                unit.unlock()
+            if request is not None:
+                unit.complete(request, outcome)
+
+        _keep(unit, operation.plan if failed else None, kept)
+
+    unit.lane.run(work, done)
