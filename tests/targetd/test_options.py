@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from targetd.options import DECLARED, Address, Options, UsageError, describe, parse
+from tests.certificates import make_certificate
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -184,6 +185,14 @@ def test_certificate_and_key_come_together_and_fit(tmp_path: Path) -> None:
     environ = {"ISCSI_TARGETD_TLS_KEY": str(some)}
     assert message(environ=environ) == "ISCSI_TARGETD_TLS_KEY: needs --tls-cert as well"
     assert "--tls-cert: cannot use" in message("--tls-cert", str(some), environ=environ)
+
+
+def test_a_certificate_with_its_key_is_taken(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    _, foreign = make_certificate(tmp_path, "other")
+    taken = options("--tls-cert", str(certificate), "--tls-key", str(key))
+    assert (taken.tls_cert, taken.tls_key) == (certificate, key)
+    assert "cannot use" in message("--tls-cert", str(certificate), "--tls-key", str(foreign))
 
 
 def test_a_password_file_must_hold_one(tmp_path: Path) -> None:
