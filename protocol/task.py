@@ -16,6 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from protocol.scsi.request import Buffer, Nexus, Outcome, Request
+from protocol.scsi.sense import Sense
 
 if TYPE_CHECKING:
     from protocol.connection import Connection
@@ -119,7 +120,7 @@ class Transfer:
         self.need = need
         self.buffer = memoryview(bytearray(need))
         self.outcome = outcome
-        self.fault: bytes | None = None
+        self.fault: Sense | None = None
         self.unsolicited: Burst | None = None
         """Unsolicited Data-Out PDUs are still to come."""
         self.bursts: deque[Burst] = deque()

@@ -1,0 +1,881 @@
+"""The sans-IO Connection: bytes and completions in; bytes and events out.
+
+One object a TCP connection (RFC 7143 §8.1.1). It owns the order of things on the wire: which PDU is allowed
+in which phase (``_PHASES``), StatSN, digests, R2Ts, responses. What it never does: wait, look at a clock,
+touch a socket or a medium. Its owner carries between it and the world::
+
+    connection.receive_data(view, now)      → events: a Task is a command to submit to its unit
+    connection.complete(task, outcome)      → bytes in ``out``
+    connection.tick(now)                    → keepalive and time limits
+    connection.data_to_send()               ← what to write, in order
+    connection.closing                      ← close when that is written
+
+Views in events and in ``Task.data_out`` are borrowed until the next ``receive_data``; ``Task.hold`` copies.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from enum import IntEnum
+from struct import Struct
+from typing import Any
+
+from protocol import serial
+from protocol.access import Authorizer, Refusal
+from protocol.bhs import (
+    FINAL,
+    IMMEDIATE,
+    AsyncMessage,
+    LoginRequest,
+    LoginResponse,
+    LogoutRequest,
+    LogoutResponse,
+    NopIn,
+    NopOut,
+    ReadyToTransfer,
+    Reject,
+    ScsiCommand,
+    ScsiResponse,
+    TaskManagementRequest,
+    TaskManagementResponse,
+    TextRequest,
+    TextResponse,
+)
+from protocol.bhs import DataIn as DataInHeader
+from protocol.bhs import DataOut as DataOutHeader
+from protocol.digest import digest
+from protocol.enums import (
+    RESERVED_TAG,
+    AsyncEvent,
+    LoginStatus,
+    LogoutReason,
+    Opcode,
+    RejectReason,
+    ScsiStatus,
+)
+from protocol.enums import LogoutResponse as LogoutAnswer
+from protocol.errors import ProtocolViolation
+from protocol.events import LoggedIn, LoggedOut, LoginRefused, TaskManagement
+from protocol.framer import Framer, Handler
+from protocol.login import LoginLimits, LoginMachine, LoginResult
+from protocol.negotiation import ConnectionKeys
+from protocol.scsi.request import Buffer, Outcome
+from protocol.scsi.sense import CheckCondition, Sense
+from protocol.session import Session, SessionTable
+from protocol.task import Burst, Task, Transfer
+from protocol.text import TextExchange
+
+__all__ = ["Connection", "Phase"]
+
+_MASK = serial.MASK
+_PAD = (b"", b"\0\0\0", b"\0\0", b"\0")
+_NO_LUN = bytes(8)
+
+MAX_IMMEDIATE_TASKS = 64
+"""Immediate commands are outside the window (RFC 7143 §4.2.2.1), so they need a bound of their own; more
+are rejected with Immediate Command Reject. Initiators use a handful."""
+
+MAX_LOGIN_DATA = 8192
+"""MaxRecvDataSegmentLength before it is negotiated (RFC 7143 §13.12)."""
+
+REMEMBERED_TAGS = 64
+"""Aborted tasks whose Data-Out may still be on the way, so that it is dropped without a Reject."""
+
+_FLAG_READ = 0x40
+_FLAG_WRITE = 0x20
+
+_DATA_IN = DataInHeader.LAYOUT.pack
+_RESPONSE = ScsiResponse.LAYOUT.pack
+_COMMAND = ScsiCommand.LAYOUT.unpack_from
+_DATA_OUT = DataOutHeader.LAYOUT.unpack_from
+_AHS = Struct("!HB")
+
+
+class Phase(IntEnum):
+    """Where the connection is (RFC 7143 §8.1.3: IN_LOGIN, LOGGED_IN, IN_LOGOUT)."""
+
+    LOGIN = 0
+    FULL_FEATURE = 1
+    LOGGED_OUT = 2
+
+
+class Connection:
+    """The target's end of one iSCSI connection."""
+
+    __slots__ = (
+        "_bursts",
+        "_forgotten",
+        "_login",
+        "_login_cmd_sn",
+        "_logout_deadline",
+        "_next_tag",
+        "_ping_sent_at",
+        "_ping_tag",
+        "_placed",
+        "_text",
+        "authorizer",
+        "cid",
+        "closing",
+        "closing_since",
+        "events",
+        "framer",
+        "in_login_since",
+        "io_timeout_s",
+        "keys",
+        "last_heard",
+        "login_limits",
+        "nop_interval_s",
+        "now",
+        "out",
+        "owner",
+        "phase",
+        "send_limit",
+        "session",
+        "sessions",
+        "stat_sn",
+    )
+
+    def __init__(
+        self,
+        sessions: SessionTable,
+        authorizer: Authorizer,
+        *,
+        randomness: Callable[[int], bytes],
+        now: float,
+        login_limits: LoginLimits | None = None,
+        io_timeout_s: float = 30,
+        nop_interval_s: float = 20,
+        owner: Any = None,
+    ) -> None:
+        """
+        Args:
+            randomness: n → n bytes that nobody can predict, for CHAP.
+            now: seconds of any monotonic clock, as in every later call.
+            io_timeout_s: a peer that stalls inside a PDU for longer is dropped; 0 = never.
+            nop_interval_s: silence after which the peer is asked for a sign of life; 0 = never.
+            owner: whatever the owner wants to find again.
+        """
+        self.sessions = sessions
+        self.authorizer = authorizer
+        self.owner = owner
+        self.session: Session | None = None
+        self.cid = 0
+        self.keys = ConnectionKeys()
+        self.send_limit = MAX_LOGIN_DATA
+        """The initiator's MaxRecvDataSegmentLength, bytes."""
+        self.stat_sn = 1
+        self.phase = Phase.LOGIN
+        self.events: list[object] = []
+        self.out: list[Buffer] = []
+        self.closing = ""
+        """Why the connection is to be closed once ``out`` is sent; empty while it lives."""
+        self.closing_since = 0.0
+        self.now = now
+        self.last_heard = now
+        self.in_login_since = now
+        self.io_timeout_s = io_timeout_s
+        self.nop_interval_s = nop_interval_s
+        self.login_limits = login_limits or LoginLimits()
+        self._login: LoginMachine | None = LoginMachine(authorizer, self, randomness, self.login_limits)
+        self._login_cmd_sn = 0
+        self._text: TextExchange | None = None
+        self._bursts: dict[int, Burst] = {}
+        """Target Transfer Tag → the R2T it belongs to."""
+        self._next_tag = 0
+        self._placed: memoryview | None = None
+        self._forgotten: deque[int] = deque(maxlen=REMEMBERED_TAGS)
+        self._ping_tag = RESERVED_TAG
+        self._ping_sent_at = 0.0
+        self._logout_deadline = 0.0
+        self.framer = Framer([], self._damaged, self._place, MAX_LOGIN_DATA)
+        self._enter(Phase.LOGIN)
+
+    # -- in -----------------------------------------------------------------------------------
+
+    def receive_data(self, view: Buffer, now: float) -> None:
+        """Take received bytes. Results are in ``events``, ``out`` and ``closing``."""
+        self.now = self.last_heard = now
+        try:
+            self.framer.feed(view if isinstance(view, memoryview) else memoryview(view))
+        except ProtocolViolation as violation:
+            self._violated(violation)
+
+    def received_in_target(self, count: int, now: float) -> None:
+        """``count`` bytes were received into ``framer.receive_target()``."""
+        self.now = self.last_heard = now
+        try:
+            self.framer.received_in_target(count)
+        except ProtocolViolation as violation:
+            self._violated(violation)
+
+    def take_events(self) -> list[object]:
+        """The events since the last call."""
+        events, self.events = self.events, []
+        return events
+
+    def data_to_send(self) -> list[Buffer]:
+        """What to write now, in order; the caller owns the list."""
+        out, self.out = self.out, []
+        return out
+
+    def lost(self, reason: str) -> None:
+        """The TCP connection is gone."""
+        self.close(reason)
+        session = self.session
+        if session is not None and session.connections.get(self.cid) is self:
+            # Without level 2 recovery a lost connection is a lost session (RFC 7143 §7.1.4.1).
+            del session.connections[self.cid]
+            self.sessions.end(session, reason)
+
+    def close(self, reason: str) -> None:
+        """Say nothing more than what is queued, then close."""
+        if not self.closing:
+            self.closing = reason
+            self.closing_since = self.now
+            self._enter(Phase.LOGGED_OUT)
+            self.sessions.stirred.add(self)
+
+    def tick(self, now: float) -> None:
+        """Time has passed: login limit, stalled peer, keepalive."""
+        self.now = now
+        if self.closing:
+            return
+        if self.phase == Phase.LOGIN:
+            if now - self.in_login_since > self.login_limits.seconds:
+                self.close(f"no login within {self.login_limits.seconds} s")
+            return
+        silence = now - self.last_heard
+        if self.io_timeout_s and self.framer.in_pdu and silence > self.io_timeout_s:
+            self.lost(f"stalled inside a PDU for {silence:.0f} s (iscsi_iotimeout)")
+        elif self._logout_deadline and now > self._logout_deadline:
+            self.lost("did not log out when asked to")
+        elif self._ping_tag != RESERVED_TAG:
+            if now - self._ping_sent_at > self.nop_interval_s:
+                self.lost(f"no answer to NOP-In for {now - self._ping_sent_at:.0f} s (iscsi_nopinint)")
+        elif self.nop_interval_s and silence > self.nop_interval_s:
+            self._ping_tag = self._new_tag()
+            self._ping_sent_at = now
+            self._nop_in(RESERVED_TAG, self._ping_tag, _NO_LUN, b"")
+
+    # -- phases -------------------------------------------------------------------------------
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        default, allowed = _PHASES[phase]
+        handlers: list[Handler] = [getattr(self, default)] * 64
+        for opcode, name in allowed.items():
+            handlers[opcode] = getattr(self, name)
+        self.framer.handlers = handlers
+
+    def _ignore(self, view: memoryview, at: int, data: memoryview) -> None:
+        """After logout nothing more is looked at."""
+
+    def _not_login(self, view: memoryview, at: int, data: memoryview) -> None:
+        """RFC 7143 §6.3: anything but a Login Request before full feature phase ends the connection."""
+        raise ProtocolViolation(
+            RejectReason.PROTOCOL_ERROR, f"opcode {view[at] & 0x3F:#04x} before login", fatal=True
+        )
+
+    def _unsupported(self, view: memoryview, at: int, data: memoryview) -> None:
+        self._reject(RejectReason.COMMAND_NOT_SUPPORTED, view, at)
+
+    def _violated(self, violation: ProtocolViolation) -> None:
+        self.close(violation.message)
+        self.lost(violation.message)
+
+    def _damaged(self, view: memoryview, at: int, data: memoryview) -> None:
+        """A data digest is wrong (RFC 7143 §7.8): Reject, and the PDU never happened.
+
+        A Data-Out's command can then not end well; anything else the initiator sends again.
+        """
+        self._reject(RejectReason.DATA_DIGEST_ERROR, view, at)
+        if view[at] & 0x3F == Opcode.SCSI_DATA_OUT:
+            burst = self._find_burst(DataOutHeader.parse(view, at))
+            if burst is not None and burst.task.transfer is not None:
+                burst.task.transfer.fault = Sense.PROTOCOL_SERVICE_CRC_ERROR
+                if view[at + 1] & FINAL:
+                    self._burst_over(burst)
+
+    # -- login --------------------------------------------------------------------------------
+
+    def admit(self, login: LoginResult) -> int | Refusal:
+        """``access.SessionDirectory`` for this one connection."""
+        answer = self.sessions.admit(login, self, self._login_cmd_sn, self.now)
+        if isinstance(answer, Refusal):
+            return answer
+        self.session = answer
+        self.cid = login.cid
+        return answer.tsih
+
+    def _login_request(self, view: memoryview, at: int, data: memoryview) -> None:
+        request = LoginRequest.parse(view, at)
+        machine = self._login
+        assert machine is not None
+        self._login_cmd_sn = request.cmd_sn
+        reply = machine.receive(request, data)
+        session = self.session
+        # The login request is immediate: the first command carries the same CmdSN (RFC 7143 §11.12.8).
+        exp_cmd_sn = session.exp_cmd_sn if session else request.cmd_sn
+        max_cmd_sn = session.max_cmd_sn if session else request.cmd_sn
+        refused = reply.status != LoginStatus.SUCCESS and reply.status >> 8 != 0
+        header = LoginResponse(
+            Opcode.LOGIN_RESPONSE, reply.flags, 0, reply.version_active, len(reply.data), request.isid,
+            reply.tsih, request.initiator_task_tag, self._status_number(), exp_cmd_sn, max_cmd_sn,
+            reply.status >> 8, reply.status & 0xFF,
+        )  # fmt: skip
+        self._send(header.build(), reply.data)
+        if refused:
+            self.events.append(
+                LoginRefused(machine.initiator_name, machine.target_name, int(reply.status), reply.reason)
+            )
+            self.close(f"login refused: {reply.reason}")
+        elif reply.result is not None:
+            self._logged_in(reply.result)
+
+    def _logged_in(self, login: LoginResult) -> None:
+        session = self.session
+        assert session is not None
+        keys = login.connection_keys
+        self.keys = keys
+        self.send_limit = keys.max_recv_data_segment_length_initiator
+        self.framer.max_data = keys.max_recv_data_segment_length_target
+        self.framer.header_digest = keys.header_digest
+        self.framer.data_digest = keys.data_digest
+        self._login = None
+        self._text = TextExchange(self.authorizer, session, keys)
+        self._enter(Phase.FULL_FEATURE)
+        self.events.append(LoggedIn(session, self.cid))
+
+    # -- out ----------------------------------------------------------------------------------
+
+    def _status_number(self) -> int:
+        """The StatSN of a response that carries status."""
+        stat_sn = self.stat_sn
+        self.stat_sn = (stat_sn + 1) & _MASK
+        return stat_sn
+
+    def _send(self, header: bytes, data: Buffer = b"") -> None:
+        """Queue one PDU; ``header`` has the lengths already."""
+        out = self.out
+        out.append(header)
+        if self.phase != Phase.LOGIN and self.framer.header_digest:
+            out.append(digest(header))
+        size = len(data)
+        if size:
+            out.append(data)
+            if size & 3:
+                out.append(_PAD[size & 3])
+            if self.phase != Phase.LOGIN and self.framer.data_digest:
+                out.append(digest(data, _PAD[size & 3]))
+
+    def _window(self) -> tuple[int, int]:
+        session = self.session
+        assert session is not None
+        return session.exp_cmd_sn, session.max_cmd_sn
+
+    def _reject(self, reason: RejectReason, view: memoryview, at: int) -> None:
+        """Reject the PDU whose header is at ``view[at:]`` (RFC 7143 §11.17)."""
+        header = Reject(
+            Opcode.REJECT, FINAL, reason, 48, RESERVED_TAG, self._status_number(), *self._window(), 0
+        )
+        self._send(header.build(), bytes(view[at : at + 48]))
+
+    def _new_tag(self) -> int:
+        """A Target Transfer Tag that is not in use."""
+        while True:
+            self._next_tag = (self._next_tag + 1) & _MASK
+            if self._next_tag != RESERVED_TAG and self._next_tag not in self._bursts:
+                return self._next_tag
+
+    def request_logout(self, within_s: int, reason: str) -> None:
+        """Ask the initiator to log out (Async Message, RFC 7143 §11.9.1), and drop it if it does not."""
+        if self.phase != Phase.FULL_FEATURE:
+            self.close(reason)
+            return
+        if not self._logout_deadline:
+            self._logout_deadline = self.now + within_s
+            self.asynchronous(AsyncEvent.LOGOUT_REQUEST, parameter3=within_s)
+
+    def asynchronous(
+        self,
+        event: AsyncEvent,
+        vcode: int = 0,
+        parameter1: int = 0,
+        parameter2: int = 0,
+        parameter3: int = 0,
+        lun: bytes = _NO_LUN,
+        data: bytes = b"",
+    ) -> None:
+        """Queue an Asynchronous Message (RFC 7143 §11.9)."""
+        header = AsyncMessage(
+            Opcode.ASYNC_MESSAGE, FINAL, len(data), lun, RESERVED_TAG, self._status_number(), *self._window(),
+            event, vcode, parameter1, parameter2, parameter3,
+        )  # fmt: skip
+        self._send(header.build(), data)
+        self.sessions.stirred.add(self)
+
+    # -- commands in --------------------------------------------------------------------------
+
+    def _in_turn(self, opcode: int, cmd_sn: int, view: memoryview, at: int, data: memoryview) -> bool:
+        """Whether this PDU is to be carried out now; one that is early is kept for its turn."""
+        session = self.session
+        assert session is not None
+        if opcode & IMMEDIATE:
+            return True
+        if cmd_sn == session.exp_cmd_sn:
+            return session.in_turn(cmd_sn)
+        ahs = 4 * view[at + 4]
+        kept, kept_data = bytes(view[at : at + 48 + ahs]), bytes(data)
+        handler = self.framer.handlers[opcode & 0x3F]
+        session.in_turn(cmd_sn, lambda: handler(memoryview(kept), 0, memoryview(kept_data)))
+        return False
+
+    def _scsi_command(self, view: memoryview, at: int, data: memoryview) -> None:
+        opcode, flags, lengths, lun, tag, expected, cmd_sn, _, cdb = _COMMAND(view, at)
+        session = self.session
+        assert session is not None
+        if not self._in_turn(opcode, cmd_sn, view, at, data):
+            return
+        immediate = bool(opcode & IMMEDIATE)
+        target = session.target
+        tasks = session.tasks
+        refusal = None
+        if target is None:
+            refusal = RejectReason.PROTOCOL_ERROR  # a discovery session has no LUNs (RFC 7143 §4.3)
+        elif tag in tasks:
+            refusal = RejectReason.TASK_IN_PROGRESS
+        elif immediate and sum(task.immediate for task in tasks.values()) >= MAX_IMMEDIATE_TASKS:
+            refusal = RejectReason.IMMEDIATE_COMMAND_REJECT
+        if refusal is not None or target is None:
+            self._reject(refusal or RejectReason.PROTOCOL_ERROR, view, at)
+            if not immediate:
+                session.retired()
+            session.release_held()
+            return
+        unit = target.unit_for(lun)
+        if lengths >> 24:
+            cdb += _extended_cdb(view, at, lengths >> 24)
+        task = Task(self, session.nexus, unit, flags, lun, tag, expected, cmd_sn, immediate, cdb)
+        if lengths >> 24 and flags & _FLAG_READ and flags & _FLAG_WRITE:
+            task.expected_in = _bidirectional_length(view, at, lengths >> 24)
+        tasks[tag] = task
+        session.commands += 1
+        outcome = unit.admit(task)
+        if not flags & _FLAG_WRITE or (flags & FINAL and not data and not expected):
+            if outcome is None:
+                self.events.append(task)
+            else:
+                self.complete(task, outcome)
+        elif (
+            outcome is None and len(data) == expected and flags & FINAL and self._immediate_allowed(expected)
+        ):
+            task.data_out = data
+            task.borrowed = not view.readonly
+            self.events.append(task)
+        else:
+            self._begin_transfer(task, outcome, data)
+        if session.held:
+            session.release_held()
+
+    # -- data out -----------------------------------------------------------------------------
+
+    def _immediate_allowed(self, length: int) -> bool:
+        assert self.session is not None
+        keys = self.session.keys
+        return not length or (keys.immediate_data and length <= keys.first_burst_length)
+
+    def _begin_transfer(self, task: Task, outcome: Outcome | None, data: memoryview) -> None:
+        """A write whose data is not all here, or that has failed already."""
+        assert self.session is not None
+        keys = self.session.keys
+        need = 0 if outcome is not None else min(task.expected, task.transfer_length)
+        transfer = task.transfer = Transfer(need, outcome)
+        size = len(data)
+        if size > task.expected:
+            transfer.fault = Sense.INCORRECT_AMOUNT_OF_DATA
+        elif not self._immediate_allowed(size):
+            transfer.fault = Sense.UNEXPECTED_UNSOLICITED_DATA
+        else:
+            transfer.store(0, data)
+        transfer.asked = size
+        if not task.flags & FINAL:
+            if keys.initial_r2t:
+                transfer.fault = Sense.UNEXPECTED_UNSOLICITED_DATA
+            limit = min(task.expected, keys.first_burst_length)
+            transfer.unsolicited = Burst(task, RESERVED_TAG, size, max(limit, size))
+        self._advance(task)
+
+    def _advance(self, task: Task) -> None:
+        """Ask for more, or finish, as the transfer stands."""
+        transfer = task.transfer
+        assert transfer is not None and self.session is not None
+        keys = self.session.keys
+        if transfer.unsolicited is not None:
+            return
+        if not transfer.draining:
+            bursts = transfer.bursts
+            while transfer.asked < transfer.need and len(bursts) < keys.max_outstanding_r2t:
+                length = min(keys.max_burst_length, transfer.need - transfer.asked)
+                burst = Burst(task, self._new_tag(), transfer.asked, transfer.asked + length)
+                self._bursts[burst.target_transfer_tag] = burst
+                bursts.append(burst)
+                transfer.asked += length
+                header = ReadyToTransfer(
+                    Opcode.READY_TO_TRANSFER, FINAL, 0, task.lun, task.initiator_task_tag,
+                    burst.target_transfer_tag, self.stat_sn, *self._window(), task.data_sn,
+                    burst.start, length,
+                )  # fmt: skip
+                task.data_sn += 1
+                self._send(header.build())
+        if transfer.bursts:
+            return
+        if transfer.fault is not None:
+            self.complete(task, task.unit.give_up(task, CheckCondition(transfer.fault)))
+        elif transfer.outcome is not None:
+            self.complete(task, transfer.outcome)
+        else:
+            task.data_out = transfer.buffer
+            self.events.append(task)
+
+    def _find_burst(self, header: DataOutHeader) -> Burst | None:
+        if header.target_transfer_tag != RESERVED_TAG:
+            burst = self._bursts.get(header.target_transfer_tag)
+            if burst is not None and burst.task.initiator_task_tag == header.initiator_task_tag:
+                return burst
+            return None
+        assert self.session is not None
+        task = self.session.tasks.get(header.initiator_task_tag)
+        if task is None or task.connection is not self or task.transfer is None:
+            return None
+        return task.transfer.unsolicited
+
+    def _place(self, view: memoryview, at: int, size: int) -> memoryview | None:
+        """Where a long data segment should land: in its task's own buffer, if all is right with it."""
+        self._placed = None
+        if view[at] & 0x3F != Opcode.SCSI_DATA_OUT or self.phase != Phase.FULL_FEATURE:
+            return None
+        header = DataOutHeader.parse(view, at)
+        burst = self._find_burst(header)
+        if burst is None or burst.task.transfer is None or _data_out_fault(burst, header, size) is not None:
+            return None
+        transfer = burst.task.transfer
+        if header.buffer_offset + size > transfer.need:
+            return None
+        self._placed = transfer.buffer[header.buffer_offset : header.buffer_offset + size]
+        return self._placed
+
+    def _data_out(self, view: memoryview, at: int, data: memoryview) -> None:
+        header = DataOutHeader.parse(view, at)
+        burst = self._find_burst(header)
+        if burst is None or burst.task.transfer is None:
+            if header.initiator_task_tag not in self._forgotten:
+                self._reject(RejectReason.INVALID_PDU_FIELD, view, at)
+            return
+        transfer = burst.task.transfer
+        size = len(data)
+        if transfer.fault is None:
+            transfer.fault = _data_out_fault(burst, header, size)
+        if transfer.fault is None:
+            if data is not self._placed:
+                transfer.store(header.buffer_offset, data)
+            burst.offset += size
+            burst.data_sn += 1
+        self._placed = None
+        if header.flags & FINAL:
+            self._burst_over(burst)
+
+    def _burst_over(self, burst: Burst) -> None:
+        task = burst.task
+        transfer = task.transfer
+        assert transfer is not None
+        if burst is transfer.unsolicited:
+            transfer.unsolicited = None
+            transfer.asked = burst.offset
+        else:
+            del self._bursts[burst.target_transfer_tag]
+            transfer.bursts.remove(burst)
+            if burst.offset != burst.end and transfer.fault is None:
+                transfer.fault = Sense.INCORRECT_AMOUNT_OF_DATA
+        self._advance(task)
+
+    def forget(self, task: Task) -> None:
+        """The task was aborted: nothing more is sent for it, and its late Data-Out is dropped silently."""
+        session = self.session
+        if session is None or session.tasks.get(task.initiator_task_tag) is not task:
+            return
+        del session.tasks[task.initiator_task_tag]
+        if not task.immediate:
+            session.retired()
+        if task.transfer is not None:
+            self._forgotten.append(task.initiator_task_tag)
+            for burst in task.transfer.bursts:
+                del self._bursts[burst.target_transfer_tag]
+
+    # -- commands out -------------------------------------------------------------------------
+
+    def complete(self, task: Task, outcome: Outcome) -> None:
+        """Queue the response of a command: Data-In, then status, with exact residuals (RFC 7143 §11.4.5)."""
+        session = self.session
+        if task.aborted or session is None or self.closing:
+            return
+        if session.tasks.pop(task.initiator_task_tag, None) is None:
+            return
+        if not task.immediate:
+            session.max_cmd_sn = (session.max_cmd_sn + 1) & _MASK
+        status = outcome.status
+        data = outcome.data_in
+        flags, residual, read_residual = _residuals(task, len(data))
+        if len(data) > task.expected_in:
+            data = memoryview(data)[: task.expected_in]
+        if data:
+            session.bytes_read += len(data)
+            collapse = status == ScsiStatus.GOOD and not flags & 0x18
+            self._data_in(task, data, flags if collapse else 0, residual if collapse else 0, collapse)
+            if collapse:
+                return
+        if task.expected_out and status == ScsiStatus.GOOD:
+            session.bytes_written += min(task.expected_out, task.transfer_length)
+        sense = outcome.sense
+        if sense:
+            sense = len(sense).to_bytes(2, "big") + sense
+        header = _RESPONSE(
+            0x21, 0x80 | flags, 0, status, len(sense), task.initiator_task_tag, 0, self._status_number(),
+            session.exp_cmd_sn, session.max_cmd_sn, task.data_sn, read_residual, residual,
+        )  # fmt: skip
+        self._send(header, sense)
+
+    def _data_in(self, task: Task, data: Buffer, flags: int, residual: int, collapse: bool) -> None:
+        """Data-In PDUs for all of ``data``; with ``collapse`` the last one carries GOOD status."""
+        session = self.session
+        assert session is not None
+        size = len(data)
+        limit = self.send_limit
+        burst_limit = session.keys.max_burst_length
+        at = 0
+        in_burst = 0
+        view = data if size <= limit else memoryview(data)
+        while True:
+            length = min(size - at, limit, burst_limit - in_burst)
+            in_burst += length
+            end = at + length
+            last = end == size
+            bits = 0x80 if last or in_burst == burst_limit else 0
+            if in_burst == burst_limit:
+                in_burst = 0
+            stat_sn = 0
+            if last and collapse:
+                bits |= 0x01 | flags
+                stat_sn = self.stat_sn
+                self.stat_sn = (stat_sn + 1) & _MASK
+            header = _DATA_IN(
+                0x25, bits, 0, length, _NO_LUN, task.initiator_task_tag, RESERVED_TAG, stat_sn,
+                session.exp_cmd_sn, session.max_cmd_sn, task.data_sn, at, residual if last else 0,
+            )  # fmt: skip
+            task.data_sn += 1
+            self._send(header, view[at:end] if length != size else view)
+            if last:
+                return
+            at = end
+
+    # -- the rest of full feature phase -------------------------------------------------------
+
+    def _task_management(self, view: memoryview, at: int, data: memoryview) -> None:
+        request = TaskManagementRequest.parse(view, at)
+        if self._in_turn(request.opcode, request.cmd_sn, view, at, data):
+            self.events.append(TaskManagement(request))
+            self._retire(request.opcode)
+
+    def answer_task_management(self, request: TaskManagementRequest, response: int, extra: int = 0) -> None:
+        """Queue the response to a task management function (RFC 7143 §11.6)."""
+        header = TaskManagementResponse(
+            Opcode.TASK_MANAGEMENT_RESPONSE, FINAL, response, 0, request.initiator_task_tag,
+            self._status_number(), *self._window(),
+        )  # fmt: skip
+        self._send(header.build())
+
+    def _retire(self, opcode: int) -> None:
+        """A non-SCSI request is over as soon as it is carried out."""
+        session = self.session
+        assert session is not None
+        if not opcode & IMMEDIATE:
+            session.retired()
+        if session.held:
+            session.release_held()
+
+    def _nop_out(self, view: memoryview, at: int, data: memoryview) -> None:
+        request = NopOut.parse(view, at)
+        if request.initiator_task_tag == RESERVED_TAG:
+            # An answer to our ping, or a sign of life that wants no answer (RFC 7143 §11.18).
+            if request.target_transfer_tag == self._ping_tag:
+                self._ping_tag = RESERVED_TAG
+            elif request.target_transfer_tag != RESERVED_TAG:
+                self._reject(RejectReason.INVALID_PDU_FIELD, view, at)
+            return
+        if not self._in_turn(request.opcode, request.cmd_sn, view, at, data):
+            return
+        if not request.opcode & IMMEDIATE:
+            assert self.session is not None
+            self.session.retired()
+        echo = bytes(data[: self.send_limit])
+        self._nop_in(request.initiator_task_tag, RESERVED_TAG, request.lun, echo, status=True)
+        assert self.session is not None
+        self.session.release_held()
+
+    def _nop_in(
+        self, initiator_tag: int, target_tag: int, lun: bytes, data: bytes, *, status: bool = False
+    ) -> None:
+        stat_sn = self._status_number() if status else self.stat_sn
+        header = NopIn(
+            Opcode.NOP_IN, FINAL, len(data), lun, initiator_tag, target_tag, stat_sn, *self._window()
+        )
+        self._send(header.build(), data)
+        if not status:
+            self.sessions.stirred.add(self)
+
+    def _text_request(self, view: memoryview, at: int, data: memoryview) -> None:
+        request = TextRequest.parse(view, at)
+        if not self._in_turn(request.opcode, request.cmd_sn, view, at, data):
+            return
+        assert self._text is not None and self.session is not None
+        if not request.opcode & IMMEDIATE:
+            self.session.retired()
+        try:
+            reply = self._text.receive(request, data)
+        except ProtocolViolation as violation:
+            if violation.fatal:
+                raise
+            assert isinstance(violation.reason, RejectReason)
+            self._reject(violation.reason, view, at)
+        else:
+            header = TextResponse(
+                Opcode.TEXT_RESPONSE, reply.flags, len(reply.data), request.lun, reply.initiator_task_tag,
+                reply.target_transfer_tag, self._status_number(), *self._window(),
+            )  # fmt: skip
+            self._send(header.build(), reply.data)
+            if reply.new_max_recv is not None:
+                self.send_limit = reply.new_max_recv
+        self.session.release_held()
+
+    def _logout_request(self, view: memoryview, at: int, data: memoryview) -> None:
+        request = LogoutRequest.parse(view, at)
+        if not self._in_turn(request.opcode, request.cmd_sn, view, at, data):
+            return
+        session = self.session
+        assert session is not None
+        if not request.opcode & IMMEDIATE:
+            session.retired()
+        answer = self._logout(session, request)
+        keys = session.keys
+        header = LogoutResponse(
+            Opcode.LOGOUT_RESPONSE, FINAL, answer, 0, request.initiator_task_tag, self._status_number(),
+            *self._window(), keys.default_time2wait, keys.default_time2retain,
+        )  # fmt: skip
+        self._send(header.build())
+        if answer == LogoutAnswer.CLOSED:
+            reason = request.flags & 0x7F
+            if reason == LogoutReason.CLOSE_SESSION or len(session.connections) <= 1:
+                self.events.append(LoggedOut(session))
+                self.sessions.end(session, "logout")
+                self.close("logout")
+            else:
+                closed = session.connections.pop(request.cid)
+                session.forget_tasks(closed)
+                closed.close("logout of the connection")
+
+    def _logout(self, session: Session, request: LogoutRequest) -> LogoutAnswer:
+        match request.flags & 0x7F:
+            case LogoutReason.CLOSE_SESSION:
+                return LogoutAnswer.CLOSED
+            case LogoutReason.CLOSE_CONNECTION:
+                known = request.cid in session.connections
+                return LogoutAnswer.CLOSED if known else LogoutAnswer.CID_NOT_FOUND
+            case _:
+                return LogoutAnswer.RECOVERY_NOT_SUPPORTED
+
+    def _snack(self, view: memoryview, at: int, data: memoryview) -> None:
+        """RFC 7143 §7.1.4.1: SNACK is for ErrorRecoveryLevel 1 and above, which is not in force."""
+        self._reject(RejectReason.SNACK_REJECT, view, at)
+
+
+_PHASES: dict[Phase, tuple[str, dict[int, str]]] = {
+    Phase.LOGIN: ("_not_login", {Opcode.LOGIN_REQUEST: "_login_request"}),
+    Phase.FULL_FEATURE: (
+        "_unsupported",
+        {
+            Opcode.NOP_OUT: "_nop_out",
+            Opcode.SCSI_COMMAND: "_scsi_command",
+            Opcode.TASK_MANAGEMENT_REQUEST: "_task_management",
+            Opcode.TEXT_REQUEST: "_text_request",
+            Opcode.SCSI_DATA_OUT: "_data_out",
+            Opcode.LOGOUT_REQUEST: "_logout_request",
+            Opcode.SNACK_REQUEST: "_snack",
+        },
+    ),
+    Phase.LOGGED_OUT: ("_ignore", {}),
+}
+"""Phase → (handler of everything else, opcode → handler)."""
+
+
+def _data_out_fault(burst: Burst, header: DataOutHeader, size: int) -> Sense | None:
+    """What is wrong with a Data-Out PDU in its sequence (RFC 7143 §11.7, §7.9, §11.4.7.2)."""
+    transfer = burst.task.transfer
+    assert transfer is not None
+    if transfer.fault is not None:
+        return transfer.fault
+    if transfer.bursts and burst is not transfer.bursts[0]:
+        return Sense.PROTOCOL_SERVICE_CRC_ERROR  # DataSequenceInOrder=Yes
+    if header.data_sn != burst.data_sn:
+        return Sense.PROTOCOL_SERVICE_CRC_ERROR  # one is missing, twice here or swapped
+    if header.buffer_offset != burst.offset or burst.offset + size > burst.end:
+        return Sense.INCORRECT_AMOUNT_OF_DATA
+    return None
+
+
+def _residuals(task: Task, length: int) -> tuple[int, int, int]:
+    """(flag bits, Residual Count, Bidirectional Read Residual Count) of a response, RFC 7143 §11.4.1.
+
+    ``length`` is what the command had to send. For both directions at once the read's residual goes to
+    the bidirectional field and its o and u bits.
+    """
+    flags = 0
+    residual = 0
+    if task.flags & _FLAG_WRITE:
+        residual = task.expected_out - task.transfer_length
+        if residual:
+            flags = 0x02 if residual > 0 else 0x04
+        if task.flags & _FLAG_READ:
+            read = task.expected_in - length
+            if read:
+                flags |= 0x08 if read > 0 else 0x10
+            return flags, abs(residual), abs(read)
+        return flags, abs(residual), 0
+    residual = task.expected_in - length
+    if residual:
+        flags = 0x02 if residual > 0 else 0x04
+    return flags, abs(residual), 0
+
+
+def _ahs(view: memoryview, at: int, words: int) -> "list[tuple[int, memoryview]]":
+    """(AHSType, its specific bytes) of each additional header segment (RFC 7143 §11.2.2)."""
+    segments = []
+    position, end = at + 48, at + 48 + 4 * words
+    while end - position >= 4:
+        length, kind = _AHS.unpack_from(view, position)
+        stop = position + 3 + length
+        if stop > end:
+            raise ProtocolViolation(RejectReason.INVALID_PDU_FIELD, f"AHSLength {length}", fatal=True)
+        segments.append((kind & 0x3F, view[position + 3 : stop]))
+        position += (3 + length + 3) & ~3
+    return segments
+
+
+def _extended_cdb(view: memoryview, at: int, words: int) -> bytes:
+    """The CDB bytes beyond 16 (AHSType 1; its first byte is reserved), RFC 7143 §11.2.2.3."""
+    return b"".join(bytes(rest[1:]) for kind, rest in _ahs(view, at, words) if kind == 1)
+
+
+def _bidirectional_length(view: memoryview, at: int, words: int) -> int:
+    """Expected bidirectional read length (AHSType 2), bytes, RFC 7143 §11.2.2.4."""
+    for kind, rest in _ahs(view, at, words):
+        if kind == 2 and len(rest) >= 5:
+            return int.from_bytes(rest[1:5], "big")
+    return 0

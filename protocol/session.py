@@ -1,0 +1,245 @@
+"""Sessions: the command window, the task set, who belongs to whom. Knows no sockets and no time source.
+
+A ``Session`` is the target's end of an I_T nexus (RFC 7143 §4.2, §8.1.3). Its two counters are the whole
+of command numbering and flow control (§4.2.2.1):
+
+* ``exp_cmd_sn`` is the next CmdSN in turn. Commands are handed on strictly in this order, over all
+  connections of the session; one that comes early waits in ``held``.
+* ``max_cmd_sn`` is the last CmdSN the initiator may use now. It starts a queue depth ahead and moves on by
+  one when a command *completes*, so what a session can have outstanding is bounded by its queue depth, and
+  the number never goes back.
+
+``SessionTable`` knows all sessions and decides what a login means: a new session, the same one again
+(session reinstatement, §6.3.5), one more connection, or the same connection again.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from protocol import serial
+from protocol.access import Grant, Refusal
+from protocol.enums import LoginStatus
+from protocol.scsi.request import Nexus
+
+if TYPE_CHECKING:
+    from protocol.connection import Connection
+    from protocol.login import LoginResult
+    from protocol.negotiation import SessionKeys
+    from protocol.scsi.device import Target
+    from protocol.task import Task
+
+__all__ = ["Session", "SessionTable"]
+
+_MASK = serial.MASK
+
+MAX_TSIH = 0xFFFF
+"""TSIH is 16 bits and 0 is reserved (RFC 7143 §11.12.6)."""
+
+
+class Session:
+    """One session, normal or discovery."""
+
+    __slots__ = (
+        "bytes_read",
+        "bytes_written",
+        "commands",
+        "connections",
+        "created_at",
+        "ended",
+        "exp_cmd_sn",
+        "grant",
+        "held",
+        "id",
+        "initiator_alias",
+        "initiator_name",
+        "isid",
+        "keys",
+        "max_cmd_sn",
+        "nexus",
+        "target",
+        "tasks",
+        "tsih",
+        "user",
+    )
+
+    def __init__(self, number: int, tsih: int, login: "LoginResult", cmd_sn: int, now: float) -> None:
+        grant: Grant = login.grant
+        self.id = number
+        """Unique for the life of the daemon."""
+        self.tsih = tsih
+        self.isid = login.isid
+        self.initiator_name = login.initiator_name
+        self.initiator_alias = login.initiator_alias
+        self.user = login.user
+        self.grant = grant
+        self.keys: SessionKeys = login.session_keys
+        self.target: Target | None = grant.target  # type: ignore[assignment]  # opaque to access.py
+        """None: a discovery session."""
+        self.nexus = Nexus(login.initiator_name, login.isid, grant.target_name, grant.target_portal_group_tag)
+        self.connections: dict[int, Connection] = {}
+        self.tasks: dict[int, Task] = {}
+        """InitiatorTaskTag → SCSI command under way."""
+        self.exp_cmd_sn = cmd_sn
+        self.max_cmd_sn = serial.add(cmd_sn, max(grant.queue_depth, 1) - 1)
+        self.held: dict[int, Callable[[], None]] = {}
+        """CmdSN → the PDU that came before its turn."""
+        self.created_at = now
+        self.ended = ""
+        """Why the session is over; empty while it lives."""
+        self.commands = 0
+        self.bytes_read = 0
+        self.bytes_written = 0
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id} {self.initiator_name} {self.grant.target_name or 'discovery'}>"
+
+    # -- the command window -------------------------------------------------------------------
+
+    def in_turn(self, cmd_sn: int, repeat: Callable[[], None] | None = None) -> bool:
+        """Whether a non-immediate PDU with this CmdSN is to be carried out now (RFC 7143 §4.2.2.1).
+
+        A number ahead of its turn but inside the window is kept (``repeat`` carries it out later);
+        anything outside the window, or seen already, is ignored silently, as the RFC demands.
+        """
+        if cmd_sn == self.exp_cmd_sn:
+            if not serial.le(cmd_sn, self.max_cmd_sn):
+                return False
+            self.exp_cmd_sn = (cmd_sn + 1) & _MASK
+            return True
+        if (
+            repeat is not None
+            and serial.lt(self.exp_cmd_sn, cmd_sn)
+            and serial.le(cmd_sn, self.max_cmd_sn)
+            and cmd_sn not in self.held
+        ):
+            self.held[cmd_sn] = repeat
+        return False
+
+    def release_held(self) -> None:
+        """Carry out what waited for its turn, as far as the turn has come."""
+        while (repeat := self.held.pop(self.exp_cmd_sn, None)) is not None:
+            repeat()
+
+    def retired(self) -> None:
+        """A non-immediate command is over: the window opens by one."""
+        self.max_cmd_sn = (self.max_cmd_sn + 1) & _MASK
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def forget_tasks(self, of: "Connection | None" = None) -> None:
+        """Drop tasks without a word to the initiator; what already runs is not waited for."""
+        for task in [task for task in self.tasks.values() if of is None or task.connection is of]:
+            self.tasks.pop(task.initiator_task_tag, None)
+            task.unit.abort(task)
+
+    def end(self, reason: str) -> None:
+        """Nexus loss: every task is dropped, every connection closes when it has sent what it has."""
+        if self.ended:
+            return
+        self.ended = reason
+        self.held.clear()
+        self.forget_tasks()
+        if self.target is not None:
+            self.target.detach(self.nexus)
+        for connection in list(self.connections.values()):
+            connection.close(reason)
+
+
+class SessionTable:
+    """All sessions of the daemon."""
+
+    def __init__(self, max_sessions: int = 16) -> None:
+        self.max_sessions = max_sessions
+        """Over all normal sessions; live-changeable (api-semantics §11)."""
+        self.sessions: dict[int, Session] = {}
+        """By ``Session.id``."""
+        self._by_tsih: dict[int, Session] = {}
+        self._by_port: dict[tuple[str, str], Session] = {}
+        """(initiator port name, target port name) → normal session."""
+        self._last_id = 0
+        self._last_tsih = 0
+        self.stirred: set[Connection] = set()
+        """Connections with something to send or to close because of what another one did."""
+        self.ended: Callable[[Session], None] | None = None
+        """Called once when a session is over."""
+
+    def normal_count(self) -> int:
+        """Sessions that are not discovery sessions."""
+        return len(self._by_port)
+
+    def admit(
+        self, login: "LoginResult", connection: "Connection", cmd_sn: int, now: float
+    ) -> Session | Refusal:
+        """What ``access.SessionDirectory.admit`` asks, for this connection (RFC 7143 §6.3.1)."""
+        grant = login.grant
+        port = Nexus(login.initiator_name, login.isid, grant.target_name, grant.target_portal_group_tag)
+        key = (port.initiator_port, port.target_port)
+        existing = self._by_port.get(key) if grant.target is not None else None
+        if login.requested_tsih:
+            return self._join(login, existing, connection)
+        if existing is not None:
+            self.end(existing, "session reinstatement")
+        if grant.target is not None and self.normal_count() >= self.max_sessions:
+            return Refusal(
+                LoginStatus.OUT_OF_RESOURCES,
+                f"iscsi_maxsesh: {self.max_sessions} sessions exist already",
+            )
+        tsih = self._free_tsih()
+        if not tsih:
+            return Refusal(LoginStatus.OUT_OF_RESOURCES, "every TSIH is in use")
+        self._last_id += 1
+        session = Session(self._last_id, tsih, login, cmd_sn, now)
+        self.sessions[session.id] = session
+        self._by_tsih[tsih] = session
+        if session.target is not None:
+            self._by_port[key] = session
+            session.target.attach(session.nexus)
+        session.connections[login.cid] = connection
+        return session
+
+    def _join(
+        self, login: "LoginResult", existing: Session | None, connection: "Connection"
+    ) -> Session | Refusal:
+        if existing is None or existing.tsih != login.requested_tsih:
+            return Refusal(
+                LoginStatus.SESSION_DOES_NOT_EXIST,
+                f"no session with TSIH {login.requested_tsih} of this initiator port and target",
+            )
+        if existing.user != login.user:
+            return Refusal(
+                LoginStatus.AUTHENTICATION_FAILURE,
+                f"the session belongs to CHAP user {existing.user!r}, not {login.user!r}",
+            )
+        old = existing.connections.get(login.cid)
+        if old is not None:
+            # Connection reinstatement: an implicit logout of the old one (RFC 7143 §6.3.4).
+            existing.forget_tasks(old)
+            del existing.connections[login.cid]
+            old.close("connection reinstatement")
+        elif len(existing.connections) >= existing.keys.max_connections:
+            return Refusal(
+                LoginStatus.TOO_MANY_CONNECTIONS,
+                f"the session has its MaxConnections={existing.keys.max_connections} already",
+            )
+        existing.connections[login.cid] = connection
+        return existing
+
+    def _free_tsih(self) -> int:
+        for _ in range(MAX_TSIH):
+            self._last_tsih = self._last_tsih % MAX_TSIH + 1
+            if self._last_tsih not in self._by_tsih:
+                return self._last_tsih
+        return 0
+
+    def end(self, session: Session, reason: str) -> None:
+        """End a session and forget it."""
+        if self.sessions.pop(session.id, None) is None:
+            return
+        del self._by_tsih[session.tsih]
+        if session.target is not None:
+            key = (session.nexus.initiator_port, session.nexus.target_port)
+            if self._by_port.get(key) is session:
+                del self._by_port[key]
+        session.end(reason)
+        if self.ended is not None:
+            self.ended(session)

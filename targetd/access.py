@@ -1,0 +1,214 @@
+"""Who may log in: the protocol's ``Authorizer`` over one snapshot of the configuration (api-semantics §7).
+
+A target is granted through its target groups: this portal, to this initiator group, proven this way. The
+groups whose portal is the one the connection came in on are asked in the order of their ids.
+"""
+
+import ipaddress
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from protocol.access import Credential, Grant, Offer, Refusal, TargetRecord
+from protocol.enums import AuthMethod, LoginStatus
+from protocol.scsi.device import Target as ScsiTarget
+from targetd.model import (
+    AuthChoice,
+    Configuration,
+    InitiatorGroup,
+    Target,
+    TargetGroup,
+    credentials_by_tag,
+    full_name,
+    groups_by_target,
+    parse_network,
+    split_address,
+    split_list,
+)
+
+__all__ = ["PortalAuthorizer", "View"]
+
+METHODS: dict[AuthChoice, AuthMethod] = {
+    "None": AuthMethod.NONE,
+    "Auto": AuthMethod.NONE | AuthMethod.CHAP,
+    "CHAP": AuthMethod.CHAP,
+    "CHAP Mutual": AuthMethod.CHAP | AuthMethod.CHAP_MUTUAL,
+}
+"""The API's word → what an initiator may choose (api-semantics §7.3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What logins are judged by: swapped as a whole when the configuration changes."""
+
+    configuration: Configuration
+    targets: Mapping[str, tuple[Target, ScsiTarget]]
+    """Full name → the target's configuration and its live SCSI side."""
+
+
+class PortalAuthorizer:
+    """Answers for one connection: it came in on one portal, from one address."""
+
+    def __init__(
+        self,
+        view: Callable[[], View],
+        portal_id: int,
+        peer_host: str,
+        local_host: str,
+        local_port: int,
+    ) -> None:
+        self._view = view
+        self._portal_id = portal_id
+        self._peer_host = peer_host
+        self._local_host = local_host
+        self._local_port = local_port
+
+    # -- what the login asks ------------------------------------------------------------------
+
+    def discovery(self, initiator_name: str) -> Grant | Refusal:
+        """Discovery needs no target: the portal's method wins over the global one (§5.6)."""
+        config = self._view().configuration
+        portal = config.portals.get(self._portal_id)
+        if portal is None:
+            return Refusal(LoginStatus.SERVICE_UNAVAILABLE, "the portal was removed")
+        choice, tag = portal.discovery_auth_method, portal.discovery_auth_group
+        if choice == "None":
+            choice, tag = config.globals.discovery_auth_method, config.globals.discovery_auth_group
+        return Grant(
+            methods=METHODS[choice],
+            offer=_offer(config),
+            target_portal_group_tag=portal.id,
+            credentials=_credentials(config, choice, tag),
+        )
+
+    def target(self, initiator_name: str, target_name: str) -> Grant | Refusal:
+        view = self._view()
+        config = view.configuration
+        found = view.targets.get(target_name.lower())
+        if found is None:
+            return Refusal(LoginStatus.NOT_FOUND, f"no target {target_name}")
+        target, live = found
+        group = self._granting(config, target, initiator_name)
+        if isinstance(group, str):
+            # 0203h and not 0202h: who may not log in does not learn that the target exists (§7.4).
+            return Refusal(LoginStatus.NOT_FOUND, group)
+        return Grant(
+            methods=METHODS[group.auth_method],
+            offer=_offer(config),
+            target_portal_group_tag=self._portal_id,
+            target_name=target_name.lower(),
+            target_alias=target.alias or "",
+            credentials=_credentials(config, group.auth_method, group.auth_group),
+            queue_depth=target.queue_depth,
+            target=live,
+        )
+
+    def send_targets(self, initiator_name: str, target_name: str | None) -> list[TargetRecord]:
+        """Targets whose grants contain this portal and whose name rules allow the initiator; networks are
+        not asked (§7.4 rule 3)."""
+        view = self._view()
+        config = view.configuration
+        if target_name is None:
+            wanted: Iterable[tuple[str, tuple[Target, ScsiTarget]]] = view.targets.items()
+        else:
+            found = view.targets.get(target_name.lower())
+            wanted = [(target_name.lower(), found)] if found else []
+        records = []
+        for name, (target, _) in wanted:
+            groups = groups_by_target(config).get(target.id, ())
+            portals = [
+                group.portal_id
+                for group in groups
+                if _name_verdict(config, group.initiator_group_id, initiator_name)
+            ]
+            if self._portal_id in portals:
+                addresses = [pair for portal_id in portals for pair in self._addresses(config, portal_id)]
+                records.append(TargetRecord(name, tuple(dict.fromkeys(addresses))))
+        return records
+
+    # -- how it is decided --------------------------------------------------------------------
+
+    def _granting(self, config: Configuration, target: Target, initiator_name: str) -> TargetGroup | str:
+        """The target group that lets this initiator in, or why none does."""
+        groups = groups_by_target(config).get(target.id, ())
+        here = [group for group in groups if group.portal_id == self._portal_id]
+        name = full_name(config.globals, target)
+        if not here:
+            return f"target {name} is not granted through portal {self._portal_id}"
+        for group in here:
+            if group.initiator_group_id is None:
+                return group
+            members = config.initiator_groups[group.initiator_group_id]
+            verdict = _match_name(members, initiator_name)
+            if verdict is False:
+                return f"initiator group {members.tag} denies {initiator_name} by name"
+            if verdict and _match_network(members, self._peer_host):
+                return group
+        return f"no initiator group of target {name} allows {initiator_name} from {self._peer_host}"
+
+    def _addresses(self, config: Configuration, portal_id: int) -> list[tuple[str, int]]:
+        """Every address of a portal group as SendTargets tells it; a wildcard becomes the address that
+        the initiator came to, and one of the other family is left out."""
+        found = []
+        for text in config.portals[portal_id].addresses:
+            host, port = split_address(text)
+            ip = ipaddress.ip_address(host)
+            if ip.is_unspecified:
+                local = ipaddress.ip_address(self._local_host)
+                if local.version != ip.version:
+                    continue
+                ip = local
+            shown = f"[{ip}]" if ip.version == 6 else str(ip)
+            found.append((f"{shown}:{port or self._local_port}", portal_id))
+        return found
+
+
+def _offer(config: Configuration) -> Offer:
+    g = config.globals
+    return Offer(
+        max_connections=g.max_connections,
+        first_burst_length=g.first_burst_length,
+        max_burst_length=g.max_burst_length,
+        max_recv_data_segment_length=g.max_recv_data_segment_length,
+        max_outstanding_r2t=min(g.max_outstanding_r2t, g.r2t) or 1,
+        default_time2wait=g.default_time2wait,
+        default_time2retain=g.default_time2retain,
+    )
+
+
+def _credentials(config: Configuration, choice: AuthChoice, tag: int | None) -> tuple[Credential, ...]:
+    if choice == "None" or tag is None:
+        return ()
+    return tuple(
+        Credential(user.user, user.secret.encode(), user.peer_user, user.peer_secret.encode())
+        for user in credentials_by_tag(config).get(tag, ())
+    )
+
+
+def _name_verdict(config: Configuration, group_id: int | None, initiator_name: str) -> bool:
+    return group_id is None or bool(_match_name(config.initiator_groups[group_id], initiator_name))
+
+
+def _match_name(group: InitiatorGroup, initiator_name: str) -> bool | None:
+    """True: allowed; False: denied (``!``); None: not mentioned (§7.4 rule 1, entries in order)."""
+    name = initiator_name.lower()
+    for entry in split_list(group.initiators):
+        rule = entry.lower()
+        denies = rule.startswith("!")
+        if rule.removeprefix("!") in ("all", name):
+            return not denies
+    return None
+
+
+def _match_network(group: InitiatorGroup, host: str) -> bool:
+    """An empty list and ``ALL`` let everybody in."""
+    entries = split_list(group.auth_network)
+    if not entries:
+        return True
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    for entry in entries:
+        network = parse_network(entry)
+        if network is None or (network.version == address.version and address in network):
+            return True
+    return False

@@ -1,0 +1,157 @@
+"""Builds the whole, tells when it is ready, and takes it down again. Everything is imported here; nobody
+imports this but ``__main__``.
+
+Start: store → runtime (media, portals) → API → ``ready`` (log line and sd_notify). A port in use or a store
+that must not be opened is one line and exit 1, with nothing half-started.
+Stop (SIGTERM, SIGINT): ``Runtime.stop``, the API, the store; under 10 s.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import secrets
+import signal
+import ssl
+import sys
+from pathlib import Path
+
+from aiohttp import web
+
+from api.app import make_app
+from api.auth import Account, Authenticator, hash_password
+from api.server import ApiRunner
+from targetd import logs, notify
+from targetd.demo import offer_demo
+from targetd.model import ConfigError, fresh
+from targetd.options import Address, Options, version
+from targetd.runtime import Runtime
+from targetd.store import Store, StoreError
+
+__all__ = ["StartError", "run"]
+
+log = logging.getLogger("targetd")
+
+STORE_NAME = "targetd.sqlite"
+PASSWORD_NAME = "api-password"
+ADMIN = "root"
+"""The user of the API (design.md §2)."""
+API_SHUTDOWN_S = 2.0
+"""How long requests under way may take when the daemon stops."""
+
+
+class StartError(Exception):
+    """The daemon cannot start; the text is one line for the operator."""
+
+
+def run(options: Options) -> int:
+    """Serve until told to stop; returns the exit code (design.md §2)."""
+    logs.set_up(options.log_level, options.log_format)
+    try:
+        asyncio.run(_serve(options))
+    except (StartError, StoreError) as error:
+        print(f"iscsi-targetd: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(options: Options) -> None:
+    _raise_descriptor_limit()
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    state = options.state_dir
+    roots = options.extent_roots or (state / "extents",)
+    try:
+        await asyncio.to_thread(_make_directories, state, () if options.extent_roots else roots)
+        password, generated = await asyncio.to_thread(_admin_password, options)
+        tls = await asyncio.to_thread(_tls_context, options)
+    except OSError as error:
+        raise StartError(f"{error.filename or state}: {error.strerror or error}") from None
+    store = await Store.open(state / STORE_NAME)
+    runtime = Runtime(store, roots, loop)
+    admin = Account(ADMIN, await asyncio.to_thread(hash_password, password))
+    app = make_app(runtime, Authenticator({ADMIN: admin}), version=version())
+    api = ApiRunner(app, shutdown_timeout=API_SHUTDOWN_S)
+    try:
+        config = await store.load()
+        if store.fresh:
+            config = fresh(str(options.portal))
+            await store.save(await store.load(), config)
+        try:
+            await runtime.start(config)
+        except ConfigError as error:
+            raise StartError("; ".join(problem.message for problem in error.problems)) from None
+        url = await _start_api(api, options.api, tls)
+        if options.demo:
+            await offer_demo(runtime, roots[0], url, state / PASSWORD_NAME)
+        if generated:
+            print(f"The admin password of the API (user root) is in {state / PASSWORD_NAME}", flush=True)
+        # What lives now lives for good: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        log.info("ready")
+        notify.ready()
+        await stop.wait()
+        log.info("stopping")
+        notify.stopping()
+    finally:
+        await runtime.stop()
+        await api.cleanup()
+        await store.close()
+    log.info("stopped")
+
+
+def _make_directories(state: Path, roots: tuple[Path, ...]) -> None:
+    for directory in (state, *roots):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _admin_password(options: Options) -> tuple[str, bool]:
+    """(the password of the API's root user, whether it was made just now). Never empty."""
+    path = options.api_password_file or options.state_dir / PASSWORD_NAME
+    try:
+        password = path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        if options.api_password_file is not None:
+            raise
+        password = secrets.token_urlsafe(18)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(password + "\n")
+        return password, True
+    if not password:
+        raise StartError(
+            f"{path}: the password is empty; write one there, or remove the file to have one made"
+        )
+    return password, False
+
+
+def _tls_context(options: Options) -> ssl.SSLContext | None:
+    if options.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+    except ssl.SSLError as error:
+        raise StartError(f"--tls-cert {options.tls_cert}: {error.reason or error}") from None
+    return context
+
+
+async def _start_api(api: web.AppRunner, address: Address, tls: ssl.SSLContext | None) -> str:
+    """Listen for the API; returns its URL."""
+    await api.setup()
+    try:
+        await web.TCPSite(api, address.host, address.port, ssl_context=tls).start()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise StartError(f"--api {address}: {reason}") from None
+    return f"{'https' if tls else 'http'}://{address}"
+
+
+def _raise_descriptor_limit() -> None:
+    """Every connection and every extent takes a descriptor: use all that the system lets us have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,89 @@
+"""``--demo``: a ready target on the store, and the exact lines that use it."""
+
+import secrets
+from pathlib import Path
+
+from targetd.interface import Engine
+from targetd.model import (
+    Configuration,
+    Extent,
+    LunMapping,
+    Target,
+    TargetGroup,
+    add,
+    default_target_serial,
+    full_name,
+    make_extent_serial,
+    make_naa,
+    next_id,
+    split_address,
+)
+
+__all__ = ["offer_demo"]
+
+NAME = "demo"
+SIZE = "1GB"
+SIZE_BYTES = 1 << 30
+
+
+async def offer_demo(engine: Engine, root: Path, api_url: str, password_file: Path) -> None:
+    """Make the demo target unless it is there, and print how to connect."""
+    naa = make_naa(secrets.randbits(100))
+
+    def edit(config: Configuration) -> Configuration:
+        if any(target.name == NAME for target in config.targets.values()):
+            return config
+        extent_id = next_id(config, "extents")
+        config = add(
+            config,
+            "extents",
+            Extent(
+                id=extent_id,
+                name=NAME,
+                type="File",
+                path=str(root / "demo.img"),
+                file_size=SIZE,
+                size_bytes=SIZE_BYTES,
+                naa=naa,
+                serial=make_extent_serial(naa),
+            ),
+        )
+        target_id = next_id(config, "targets")
+        target = Target(id=target_id, name=NAME, serial=default_target_serial(target_id))
+        config = add(config, "targets", target)
+        config = add(
+            config,
+            "target_groups",
+            TargetGroup(
+                id=next_id(config, "target_groups"),
+                target_id=target_id,
+                portal_id=min(config.portals),
+                initiator_group_id=min(config.initiator_groups, default=None),
+            ),
+        )
+        mapping = LunMapping(
+            id=next_id(config, "lun_mappings"), target_id=target_id, extent_id=extent_id, lun=0
+        )
+        return add(config, "lun_mappings", mapping)
+
+    config = await engine.apply(edit)
+    target = next(target for target in config.targets.values() if target.name == NAME)
+    print(_instructions(config, target, api_url, password_file), flush=True)
+
+
+def _instructions(config: Configuration, target: Target, api_url: str, password_file: Path) -> str:
+    host, port = split_address(config.portals[min(config.portals)].addresses[0])
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    portal = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    name = full_name(config.globals, target)
+    url = f"iscsi://{portal}/{name}/0"
+    return f"""
+A demo target is ready: {name}, LUN 0, 1 GiB.
+
+  Linux      iscsiadm -m discovery -t sendtargets -p {portal}
+             iscsiadm -m node -T {name} -p {portal} --login
+  libiscsi   iscsi-ls -s iscsi://{portal}
+  QEMU       qemu-img info {url}
+  REST API   curl -u root:$(cat {password_file}) {api_url}/api/v1.0/services/iscsi/target/
+"""

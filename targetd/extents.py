@@ -1,0 +1,168 @@
+"""Live extents and their logical units: from the configuration's words to open backends.
+
+``LiveExtent`` is one extent, open: its backend, its workers, its reservations, and a ``LogicalUnit`` for
+every way in which targets show it. Most extents are shown one way; a second appears where two targets
+differ in block size, serial number or write protection (api-semantics §5.2). The units of an extent share
+its backend and its reservations.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.scsi.device import LogicalUnit, UnitConfig
+from protocol.scsi.reservations import Reservations
+from storage.base import Backend
+from storage.open import ExtentKind, ExtentSpec, PathError, open_backend, resolve_path
+from targetd.lanes import Lane
+from targetd.model import ConfigError, Extent, ExtentType, LunMapping, Target
+
+__all__ = ["LiveExtent", "UnitKey", "check_path", "open_extent", "spec_of", "unit_key"]
+
+
+KINDS: Mapping[ExtentType, ExtentKind] = {
+    "File": "file",
+    "Disk": "device",
+    "Device": "device",
+    "ZVOL": "zvol",
+    "ZFS Volume": "zvol",
+}
+
+ROTATION: Mapping[str, int] = {"Unknown": 0, "SSD": 1}
+"""``rpm`` → MEDIUM ROTATION RATE of VPD B1h; the other values are numbers (api-semantics §5.2)."""
+
+MUST_EXIST = "The file must exist if the extent size is set to auto (0)"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitKey:
+    """What may differ between two targets that show the same extent."""
+
+    block_size: int
+    serial: str
+    read_only: bool
+
+
+def unit_key(extent: Extent, target: Target, mapping: LunMapping) -> UnitKey:
+    """How ``target`` shows ``extent`` (api-semantics §5.2: who wins where both have a say)."""
+    serial = extent.serial
+    if not extent.serial_given and target.serial_given:
+        serial = f"{target.serial}{mapping.lun}"
+    return UnitKey(
+        block_size=extent.block_size if target.logical_block_size == 512 else target.logical_block_size,
+        serial=serial,
+        read_only=extent.read_only or target.flags == "ro",
+    )
+
+
+def unit_config(extent: Extent, key: UnitKey, backend: Backend | None) -> UnitConfig:
+    """The logical unit's settings, from the extent's fields and what its medium is."""
+    physical = backend.geometry.physical_block_size if backend is not None else 4096
+    exponent = max((physical // key.block_size).bit_length() - 1, 0)
+    return UnitConfig(
+        name=extent.name,
+        serial=key.serial,
+        naa=extent.naa,
+        vendor="FreeBSD" if extent.legacy else "TARGETD",
+        block_size=key.block_size,
+        physical_block_exponent=0 if extent.physical_block_size_hidden else exponent,
+        read_only=key.read_only,
+        rotation_rate=ROTATION[extent.rpm] if extent.rpm in ROTATION else int(extent.rpm),
+        xen=extent.xen,
+        insecure_tpc=extent.insecure_tpc,
+        threshold=extent.avail_threshold,
+    )
+
+
+def spec_of(extent: Extent) -> ExtentSpec:
+    """What to open for an extent."""
+    return ExtentSpec(
+        kind=KINDS[extent.type],
+        path=extent.path,
+        size_bytes=extent.size_bytes,
+        read_only=extent.read_only,
+        create=extent.type == "File",
+    )
+
+
+def check_path(extent: Extent, roots: Sequence[Path]) -> None:
+    """Where a file extent may live. Worker threads only.
+
+    Raises:
+        ConfigError: on ``path``.
+    """
+    if extent.type != "File":
+        return
+    try:
+        real = resolve_path(extent.path, roots)
+    except PathError as error:
+        raise ConfigError.one("extents", "path", str(error), extent.id) from None
+    if not extent.size_bytes and not real.exists():
+        raise ConfigError.one("extents", "path", MUST_EXIST, extent.id)
+
+
+def open_extent(extent: Extent) -> Backend:
+    """Open the medium of an extent that an operator is writing now. Worker threads only.
+
+    Raises:
+        ConfigError: on ``path``, with the reason in words.
+    """
+    try:
+        return open_backend(spec_of(extent))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError.one("extents", "path", f"{extent.path}: {reason}.", extent.id) from None
+    except ValueError as error:
+        raise ConfigError.one("extents", "path", str(error), extent.id) from None
+
+
+class LiveExtent:
+    """One extent of the configuration in force."""
+
+    def __init__(
+        self,
+        extent: Extent,
+        backend: Backend | None,
+        lane: Lane,
+        reservations: Reservations,
+        make_unit: Callable[["LiveExtent", UnitConfig], LogicalUnit],
+    ) -> None:
+        self.extent = extent
+        self.backend = backend
+        self.lane = lane
+        self.reservations = reservations
+        self.units: dict[UnitKey, LogicalUnit] = {}
+        self._make_unit = make_unit
+        self.missing = ""
+        """Why there is no medium; empty while there is one."""
+
+    @property
+    def in_use(self) -> bool:
+        """A session could be reading or writing it."""
+        return any(unit.nexuses for unit in self.units.values())
+
+    def unit(self, key: UnitKey) -> LogicalUnit:
+        """The unit that shows the extent this way; made when it is wanted first."""
+        unit = self.units.get(key)
+        if unit is None:
+            unit = self._make_unit(self, unit_config(self.extent, key, self.backend))
+            self.units[key] = unit
+        return unit
+
+    def keep_units(self, keys: set[UnitKey]) -> None:
+        """Forget the units that no target shows any more."""
+        for key in self.units.keys() - keys:
+            del self.units[key]
+
+    def rekey(self, renamed: Mapping[UnitKey, UnitKey]) -> None:
+        """A unit goes on under another key: its sessions see a change, not another unit."""
+        for old, new in renamed.items():
+            if old in self.units and new not in self.units:
+                self.units[new] = self.units.pop(old)
+
+    def update(self, extent: Extent, backend: Backend | None) -> None:
+        """Take over changed settings or another medium, and tell the units."""
+        self.extent = extent
+        self.backend = backend
+        for key, unit in self.units.items():
+            unit.reconfigure(unit_config(extent, key, backend), backend)

@@ -1,0 +1,646 @@
+"""The live engine: the configuration in force, made of open backends, logical units, targets and portals.
+
+``apply`` is the only way in which anything changes (style.md, "How one REST PUT flows")::
+
+    edit      the old configuration → the new one; whatever is wrong is said now
+    prepare   everything the new one needs that the old one has not: files made, media opened, ports bound.
+              On workers where it may wait; what fails undoes what was prepared, and nothing has changed
+    save      one transaction of the store
+    swap      plain assignment, on the event loop, that cannot fail
+    drain     the rest of the old: sessions asked to log out, media closed, files deleted
+
+Changes are serialised by a lock; each sees the result of the one before. Knows neither HTTP nor SQL.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from protocol.connection import Connection
+from protocol.events import LoginRefused
+from protocol.management import forget_aborted
+from protocol.scsi.device import LogicalUnit, UnitConfig
+from protocol.scsi.device import Target as ScsiTarget
+from protocol.scsi.reservations import KEPT_AS as RESERVATIONS_KEPT_AS
+from protocol.scsi.reservations import Reservations
+from protocol.session import Session
+from storage.base import TICK_INTERVAL_S, Backend
+from storage.open import open_backend
+from targetd.access import View
+from targetd.extents import LiveExtent, UnitKey, check_path, open_extent, spec_of, unit_key
+from targetd.interface import ConnectionStatus, Edit, Event, ServiceState, SessionStatus
+from targetd.lanes import Completions, Lane
+from targetd.model import (
+    Change,
+    Collection,
+    ConfigError,
+    Configuration,
+    Extent,
+    diff,
+    full_name,
+    mappings_by_extent,
+    mappings_by_target,
+    validate,
+)
+from targetd.server import Server, bind
+from targetd.store import Store, StoreError
+
+__all__ = ["Runtime"]
+
+log = logging.getLogger("targetd.runtime")
+
+KEPT = "unit"
+"""Namespace in the store of what logical units keep across restarts."""
+
+LOGOUT_S = 3
+"""How long initiators of a removed target or portal, or at shutdown, have to log out when asked to."""
+
+RETRY_MISSING_S = 5.0
+"""How often a medium that is missing is looked for."""
+
+MAX_WAITING_EVENTS = 1000
+"""Events that a slow reader of the stream may be behind before it loses the oldest."""
+
+BIND_REASONS = {
+    errno.EADDRINUSE: "is in use by another program",
+    errno.EADDRNOTAVAIL: "is not an address of this host",
+    errno.EACCES: "may not be bound by this user",
+}
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """What a change needs and the old configuration has not. ``undo`` gives all of it back."""
+
+    backends: dict[int, Backend] = field(default_factory=dict)
+    """Extent id → newly opened."""
+    made: list[Path] = field(default_factory=list)
+    """Files that did not exist before."""
+    sockets: dict[str, socket.socket] = field(default_factory=dict)
+    """Address → bound, not yet accepting."""
+
+    def undo(self) -> None:
+        """On a worker."""
+        for sock in self.sockets.values():
+            sock.close()
+        for backend in self.backends.values():
+            backend.close()
+        for path in self.made:
+            path.unlink(missing_ok=True)
+
+
+class Runtime:
+    """Implements ``targetd.interface.Engine``."""
+
+    def __init__(self, store: Store, extent_roots: Sequence[Path], loop: asyncio.AbstractEventLoop) -> None:
+        self._store = store
+        self._roots = tuple(extent_roots)
+        self._loop = loop
+        self._lock = asyncio.Lock()
+        self._config = Configuration()
+        self._view = View(self._config, {})
+        self._extents: dict[int, LiveExtent] = {}
+        self._targets: dict[int, ScsiTarget] = {}
+        self._subscribers: set[asyncio.Queue[Event]] = set()
+        self._housekeeping: set[asyncio.Task[None]] = set()
+        self._kept: dict[str, bytes] = {}
+        """What logical units had us keep: ``<extent id>/<what>`` → bytes."""
+        self._next_backend_tick = 0.0
+        self._next_retry = 0.0
+        self._stopping = False
+        self.server = Server(loop, lambda: self._view, self._note, self._tick)
+        self.server.sessions.ended = self._session_ended
+        self._completions = Completions(loop, self.server.flush_stirred)
+        self._spare_lane = Lane(self._completions, "absent", 1)
+
+    # -- the engine interface -----------------------------------------------------------------
+
+    @property
+    def configuration(self) -> Configuration:
+        return self._config
+
+    async def apply(self, edit: Edit, *, discard_files: frozenset[int] = frozenset()) -> Configuration:
+        """See ``Engine.apply``. ``discard_files``: extents whose file is deleted once they are gone."""
+        async with self._lock:
+            old = self._config
+            new = edit(old)
+            if new is old:
+                return old
+            validate(new, old)
+            changes = diff(old, new)
+            prepared = await asyncio.to_thread(self._prepare_extents, old, new, changes)
+            try:
+                self._bind_portals(new, prepared)
+                await self._store.save(old, new)
+            except BaseException:
+                await asyncio.to_thread(prepared.undo)
+                raise
+            retired = self._swap(old, new, changes, prepared)
+            doomed = [Path(old.extents[id].path) for id in discard_files if id not in new.extents]
+            await asyncio.to_thread(_retire, retired, doomed)
+            self._announce("configuration", changed=sorted(changes) or ["globals"])
+            return new
+
+    def service_state(self) -> ServiceState:
+        return ServiceState(self._config.service_enabled, bool(self.server.listeners))
+
+    def sessions(self) -> list[SessionStatus]:
+        now = self._loop.time()
+        names = {id(live): target_id for target_id, live in self._targets.items()}
+        return [_status(session, names, now) for session in self.server.sessions.sessions.values()]
+
+    async def drop(self, session_id: int, reason: str) -> bool:
+        session = self.server.sessions.sessions.get(session_id)
+        if session is None:
+            return False
+        await self._log_out([session], reason)
+        return True
+
+    def statistics(self) -> dict[str, Any]:
+        table = self.server.sessions
+        return {
+            "connections": len(self.server.channels),
+            "connections_accepted": self.server.accepted,
+            "sessions": len(table.sessions),
+            "login_failures": self.server.login_failures,
+            "extents": {
+                live.extent.name: [
+                    {
+                        "reads": unit.reads,
+                        "writes": unit.writes,
+                        "bytes_read": unit.bytes_read,
+                        "bytes_written": unit.bytes_written,
+                        "read_errors": unit.read_errors,
+                        "write_errors": unit.write_errors,
+                    }
+                    for unit in live.units.values()
+                ]
+                for live in self._extents.values()
+            },
+        }
+
+    async def events(self) -> AsyncIterator[Event]:
+        queue: asyncio.Queue[Event] = asyncio.Queue(MAX_WAITING_EVENTS)
+        self._subscribers.add(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._subscribers.discard(queue)
+
+    # -- start and end ------------------------------------------------------------------------
+
+    async def start(self, config: Configuration) -> None:
+        """Bring up a stored configuration. A medium that is missing leaves its LUN there and not ready.
+
+        Raises:
+            ConfigError: a portal cannot be bound; nothing listens then.
+        """
+        self._kept = await self._store.items(KEPT)
+        prepared = await asyncio.to_thread(self._open_stored, config)
+        try:
+            self._bind_portals(config, prepared)
+        except BaseException:
+            await asyncio.to_thread(prepared.undo)
+            raise
+        empty = Configuration()
+        self._swap(empty, config, diff(empty, config), prepared)
+
+    async def stop(self) -> None:
+        """Stop accepting, ask initiators to log out, finish what runs, flush every extent, close."""
+        self._stopping = True
+        for address in list(self.server.listeners):
+            self.server.unlisten(address)
+        await self._log_out(list(self.server.sessions.sessions.values()), "shutdown", wait=True)
+        self.server.close()
+        started = time.monotonic()
+        backends = [live.backend for live in self._extents.values() if live.backend is not None]
+        if backends:
+            flushes = [
+                asyncio.create_task(asyncio.to_thread(_flush_and_close, backend)) for backend in backends
+            ]
+            done, late = await asyncio.wait(flushes, timeout=5)
+            for task in done:
+                if (error := task.exception()) is not None:
+                    log.error("an extent could not be flushed: %s", error)
+            log.info(
+                "%d extents flushed in %.2f s%s",
+                len(done),
+                time.monotonic() - started,
+                f", {len(late)} still waiting for their medium" if late else "",
+            )
+
+    # -- prepare: on a worker -----------------------------------------------------------------
+
+    def _prepare_extents(
+        self, old: Configuration, new: Configuration, changes: Mapping[Collection, Change]
+    ) -> _Prepared:
+        prepared = _Prepared()
+        written = changes["extents"].written if "extents" in changes else {}
+        try:
+            for extent in written.values():
+                assert isinstance(extent, Extent)
+                before = old.extents.get(extent.id)
+                if before is not None and spec_of(before) == spec_of(extent):
+                    continue
+                self._prepare_extent(before, extent, prepared)
+        except BaseException:
+            prepared.undo()
+            raise
+        return prepared
+
+    def _prepare_extent(self, before: Extent | None, extent: Extent, prepared: _Prepared) -> None:
+        """Open what the extent shall be from now on. A medium that is open already may be opened again
+        beside itself, with another size or protection; the old opening goes when the change is certain."""
+        check_path(extent, self._roots)
+        fresh = extent.type == "File" and not os.path.lexists(extent.path)
+        backend = open_extent(extent)
+        prepared.backends[extent.id] = backend
+        if fresh:
+            prepared.made.append(Path(extent.path))
+        live = self._extents.get(extent.id)
+        if live is None or live.backend is None or not live.in_use:
+            return
+        size, had = backend.geometry.size_bytes, live.backend.geometry.size_bytes
+        if size < had:
+            raise ConfigError.one(
+                "extents", "file_size", f"The extent is in use and cannot shrink from {had} to {size} bytes.",
+                extent.id,
+            )  # fmt: skip
+
+    def _open_stored(self, config: Configuration) -> _Prepared:
+        """At start a missing medium is no error of the configuration."""
+        prepared = _Prepared()
+        for extent in config.extents.values():
+            try:
+                prepared.backends[extent.id] = open_backend(_existing(extent))
+            except (OSError, ValueError) as error:
+                log.error("extent %s: %s: %s; its LUNs are not ready", extent.name, extent.path, error)
+        return prepared
+
+    def _bind_portals(self, new: Configuration, prepared: _Prepared) -> None:
+        """Bind what is wanted and not listened on yet. Binding to a local address does not wait."""
+        for address, portal_id in _wanted_addresses(new).items():
+            if address in self.server.listeners:
+                continue
+            try:
+                prepared.sockets[address] = bind(address)
+            except OSError as error:
+                reason = BIND_REASONS.get(error.errno or 0, error.strerror or str(error))
+                raise ConfigError.one("portals", "addresses", f"{address} {reason}.", portal_id) from None
+
+    # -- swap: cannot fail --------------------------------------------------------------------
+
+    def _swap(
+        self,
+        old: Configuration,
+        new: Configuration,
+        changes: Mapping[Collection, Change],
+        prepared: _Prepared,
+    ) -> list[Backend]:
+        """Make ``new`` the configuration in force. Returns backends that nobody needs any more."""
+        retired = self._swap_extents(old, new, changes, prepared)
+        gone = self._swap_targets(old, new, changes)
+        self._config = new
+        self._view = View(
+            new,
+            {
+                full_name(new.globals, target): (target, self._targets[target.id])
+                for target in new.targets.values()
+            },
+        )
+        table = self.server.sessions
+        table.max_sessions = new.globals.max_sessions
+        self._swap_portals(old, new, prepared)
+        leaving = [session for session in table.sessions.values() if session.target in gone]
+        if not new.service_enabled:
+            leaving = list(table.sessions.values())
+        if leaving:
+            self._keep_running(self._log_out(leaving, "target removed" if new.service_enabled else "stopped"))
+        for channel in self.server.channels:
+            channel.connection.io_timeout_s = new.globals.io_timeout_s
+            channel.connection.nop_interval_s = new.globals.nop_in_interval_s
+        self.server.flush_stirred()
+        return retired
+
+    def _swap_extents(
+        self,
+        old: Configuration,
+        new: Configuration,
+        changes: Mapping[Collection, Change],
+        prepared: _Prepared,
+    ) -> list[Backend]:
+        retired: list[Backend] = []
+        change = changes.get("extents")
+        if change is None:
+            return retired
+        for id in change.removed:
+            live = self._extents.pop(id)
+            live.lane.close()
+            if live.backend is not None:
+                retired.append(live.backend)
+        for extent in change.written.values():
+            assert isinstance(extent, Extent)
+            live_or_none = self._extents.get(extent.id)
+            backend = prepared.backends.get(extent.id)
+            if live_or_none is None:
+                self._extents[extent.id] = self._new_extent(extent, backend)
+                continue
+            live = live_or_none
+            if backend is not None and live.backend is not None:
+                retired.append(live.backend)
+            live.rekey(_renamed_keys(old, live.extent, new, extent))
+            live.update(extent, backend or live.backend)
+        return retired
+
+    def _new_extent(self, extent: Extent, backend: Backend | None) -> LiveExtent:
+        lane = Lane(self._completions, f"extent-{extent.id}")
+        reservations = Reservations(self._kept.get(f"{extent.id}/{RESERVATIONS_KEPT_AS}"))
+        live = LiveExtent(extent, backend, lane, reservations, self._make_unit)
+        if backend is None:
+            live.missing = "not found when the daemon started"
+        return live
+
+    def _make_unit(self, live: LiveExtent, config: UnitConfig) -> LogicalUnit:
+        prefix = f"{live.extent.id}/"
+        unit = LogicalUnit(
+            config,
+            live.backend,
+            live.lane,
+            reservations=live.reservations,
+            now=time.time,
+            keep=lambda what, value, done: self._keep(prefix + what, value, done),
+            kept={
+                key.removeprefix(prefix): value for key, value in self._kept.items() if key.startswith(prefix)
+            },
+        )
+        unit.deliver = self.server.deliver
+        unit.aborted = forget_aborted
+        return unit
+
+    def _keep(self, key: str, value: bytes, done: Callable[[Exception | None], None]) -> None:
+        """Store what an initiator asked to have kept; ``done`` on the loop when it is durable."""
+
+        async def put() -> None:
+            try:
+                await self._store.put(KEPT, key, value)
+            except StoreError as error:
+                log.error("could not keep %s: %s", key, error)
+                done(error)
+            else:
+                self._kept[key] = value
+                done(None)
+            self.server.flush_stirred()
+
+        self._keep_running(put())
+
+    def _swap_targets(
+        self, old: Configuration, new: Configuration, changes: Mapping[Collection, Change]
+    ) -> list[ScsiTarget]:
+        """Bring targets and their LUN maps in line; returns the targets that are gone.
+
+        Only what the change touches is looked at: with a thousand targets all of them would cost more
+        than the rest of the change together.
+        """
+        gone = []
+        targets, extents = _touched(old, new, changes)
+        for id in targets:
+            scsi = self._targets.get(id)
+            target = new.targets.get(id)
+            units = {}
+            if target is not None:
+                for mapping in mappings_by_target(new).get(id, ()):
+                    extent = new.extents[mapping.extent_id]
+                    units[mapping.lun] = self._extents[extent.id].unit(unit_key(extent, target, mapping))
+            if scsi is not None:
+                for request in scsi.replace_luns(units):
+                    forget_aborted(request)
+                if target is None:
+                    gone.append(self._targets.pop(id))
+            elif target is not None:
+                name = full_name(new.globals, target)
+                self._targets[id] = ScsiTarget(name, units, lane=self._spare_lane, now=time.time)
+        for id in extents & self._extents.keys():
+            mappings = mappings_by_extent(new).get(id, ())
+            self._extents[id].keep_units(
+                {unit_key(new.extents[id], new.targets[m.target_id], m) for m in mappings}
+            )
+        return gone
+
+    def _swap_portals(self, old: Configuration, new: Configuration, prepared: _Prepared) -> None:
+        wanted = _wanted_addresses(new)
+        for address in list(self.server.listeners):
+            if address not in wanted:
+                self.server.unlisten(address)
+            else:
+                sock, _ = self.server.listeners[address]
+                self.server.listeners[address] = (sock, wanted[address])
+        for address, sock in prepared.sockets.items():
+            self.server.listen(address, sock, wanted[address])
+            log.info("portal %d listens on %s", wanted[address], address)
+
+    # -- sessions -----------------------------------------------------------------------------
+
+    async def _log_out(self, sessions: list[Session], reason: str, *, wait: bool = False) -> None:
+        """Ask initiators to log out; those that do not within LOGOUT_S are dropped."""
+        table = self.server.sessions
+        for session in sessions:
+            for connection in list(session.connections.values()):
+                connection.now = self._loop.time()
+                connection.request_logout(LOGOUT_S, reason)
+        self.server.flush_stirred()
+        deadline = self._loop.time() + LOGOUT_S
+        while any(session.id in table.sessions for session in sessions):
+            if self._loop.time() >= deadline:
+                for session in sessions:
+                    table.end(session, reason)
+                self.server.flush_stirred()
+                return
+            await asyncio.sleep(0.05)
+
+    def _session_ended(self, session: Session) -> None:
+        log.info("session of %s ended: %s", session.initiator_name, session.ended)
+        self._announce("session.end", id=session.id, initiator=session.initiator_name, reason=session.ended)
+
+    # -- housekeeping -------------------------------------------------------------------------
+
+    def _tick(self, now: float) -> None:
+        """Once a second on the loop."""
+        if now >= self._next_backend_tick:
+            self._next_backend_tick = now + TICK_INTERVAL_S
+            for live in self._extents.values():
+                if live.backend is not None:
+                    live.backend.tick()
+        if now >= self._next_retry and not self._stopping:
+            self._next_retry = now + RETRY_MISSING_S
+            for live in self._extents.values():
+                if live.backend is None:
+                    self._look_for(live)
+
+    def _look_for(self, live: LiveExtent) -> None:
+        """A medium was missing: perhaps it is back."""
+        extent = live.extent
+
+        def work() -> Backend | OSError | ValueError:
+            try:
+                return open_backend(_existing(extent))
+            except (OSError, ValueError) as error:
+                return error
+
+        def done(result: Backend | OSError | ValueError) -> None:
+            if isinstance(result, Backend):
+                if live.backend is None and self._extents.get(extent.id) is live and live.extent is extent:
+                    log.info("extent %s: its medium is back", extent.name)
+                    live.missing = ""
+                    live.update(extent, result)
+                else:
+                    live.lane.run(result.close, lambda _: None)
+            else:
+                live.missing = str(result)
+
+        live.lane.run(work, done)
+
+    def _keep_running(self, coroutine: Any) -> None:
+        task = self._loop.create_task(coroutine)
+        self._housekeeping.add(task)
+        task.add_done_callback(self._housekeeping.discard)
+
+    # -- events -------------------------------------------------------------------------------
+
+    def _note(self, kind: str, what: Any) -> None:
+        """The server tells of a login or a refusal."""
+        if isinstance(what, LoginRefused):
+            self._announce(kind, **asdict(what))
+        elif isinstance(what, Session):
+            self._announce(
+                kind, id=what.id, initiator=what.initiator_name, target=what.grant.target_name or None
+            )
+
+    def _announce(self, kind: str, **data: Any) -> None:
+        if not self._subscribers:
+            return
+        event = Event(kind, time.time(), data)
+        for queue in self._subscribers:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(event)
+
+
+def _existing(extent: Extent) -> Any:
+    """An extent's medium as it must be there already: nothing is created."""
+    spec = spec_of(extent)
+    return type(spec)(
+        kind=spec.kind, path=spec.path, size_bytes=spec.size_bytes, read_only=spec.read_only, create=False
+    )
+
+
+def _wanted_addresses(config: Configuration) -> dict[str, int]:
+    """Address → portal id of everything to listen on."""
+    if not config.service_enabled:
+        return {}
+    return {address: portal.id for portal in config.portals.values() for address in portal.addresses}
+
+
+def _touched(
+    old: Configuration, new: Configuration, changes: Mapping[Collection, Change]
+) -> tuple[set[int], set[int]]:
+    """Ids of the targets and of the extents whose LUN maps a change may have altered."""
+    targets: set[int] = set()
+    extents: set[int] = set()
+    for collection, change in changes.items():
+        ids = {*change.written, *change.removed}
+        if collection == "targets":
+            targets |= ids
+        elif collection == "extents":
+            extents |= ids
+        elif collection == "lun_mappings":
+            for config in (old, new):
+                for mapping in filter(None, (config.lun_mappings.get(id) for id in ids)):
+                    targets.add(mapping.target_id)
+                    extents.add(mapping.extent_id)
+    for config in (old, new):
+        for id in list(extents):
+            targets |= {mapping.target_id for mapping in mappings_by_extent(config).get(id, ())}
+        for id in targets:
+            extents |= {mapping.extent_id for mapping in mappings_by_target(config).get(id, ())}
+    return targets, extents
+
+
+def _renamed_keys(
+    old: Configuration, before: Extent, new: Configuration, extent: Extent
+) -> dict[UnitKey, UnitKey]:
+    """How the units of an extent are keyed now, where its own fields changed the key."""
+    renamed = {}
+    for mapping in mappings_by_extent(new).get(extent.id, ()):
+        target = old.targets.get(mapping.target_id)
+        if target is not None:
+            was, now = unit_key(before, target, mapping), unit_key(extent, target, mapping)
+            if was != now:
+                renamed[was] = now
+    return renamed
+
+
+def _flush_and_close(backend: Backend) -> None:
+    try:
+        if backend.capabilities.writable:
+            backend.flush()
+    finally:
+        backend.close()
+
+
+def _retire(backends: Sequence[Backend], doomed: Sequence[Path]) -> None:
+    """On a worker: let go of media that nobody exports any more."""
+    for backend in backends:
+        try:
+            _flush_and_close(backend)
+        except OSError as error:
+            log.error("a removed extent could not be flushed: %s", error)
+    for path in doomed:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.error("%s could not be deleted: %s", path, error.strerror)
+
+
+def _status(session: Session, targets: Mapping[int, int], now: float) -> SessionStatus:
+    connections: list[Connection] = list(session.connections.values())
+    target = session.target
+    negotiated = dict(session.keys.as_dict())
+    for connection in connections[:1]:
+        negotiated |= connection.keys.as_dict()
+    last_heard = max((connection.last_heard for connection in connections), default=session.created_at)
+    return SessionStatus(
+        id=session.id,
+        initiator_name=session.initiator_name,
+        initiator_alias=session.initiator_alias,
+        target_id=targets.get(id(target)) if target is not None else None,
+        target_name=session.grant.target_name,
+        target_portal_group_tag=session.grant.target_portal_group_tag,
+        isid=f"0x{session.isid.hex()}",
+        tsih=session.tsih,
+        user=session.user,
+        connections=tuple(
+            ConnectionStatus(
+                cid=cid,
+                peer_address=connection.owner.peer,
+                local_address=connection.owner.local,
+                header_digest="CRC32C" if connection.keys.header_digest else "None",
+                data_digest="CRC32C" if connection.keys.data_digest else "None",
+            )
+            for cid, connection in session.connections.items()
+        ),
+        negotiated=negotiated,
+        luns=tuple(target.luns) if target is not None else (),
+        commands=session.commands,
+        bytes_read=session.bytes_read,
+        bytes_written=session.bytes_written,
+        age_s=now - session.created_at,
+        idle_s=now - last_heard,
+    )

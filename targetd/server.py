@@ -1,0 +1,392 @@
+"""The asyncio side of the engine: listening sockets, connections, one timer. Knows no PDU format.
+
+The event loop calls ``Channel.readable`` when bytes have come; in that one call they are received, cut
+into PDUs, carried out as far as nothing has to wait, and answered. No task, no future and no timer per
+connection or per PDU. What had to wait comes back through ``lanes.Completions``.
+
+The receive buffer is one for the whole process: whatever is kept beyond a wake-up is copied out of it, so
+an idle connection costs no buffer. It has the size of one turn: after so many bytes of one connection the
+others get theirs.
+
+Mapped memory is handed to ``sendmsg`` as it is. A page that can no longer be had (the file was truncated,
+the disk fails) is EFAULT there: what the header promised cannot be sent any more, so that connection is
+dropped, and the retry of the command meets the true error.
+"""
+
+import asyncio
+import errno
+import logging
+import secrets
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from protocol.connection import Connection
+from protocol.events import LoggedIn, LoggedOut, LoginRefused, TaskManagement
+from protocol.management import execute
+from protocol.scsi.request import Buffer, Outcome, Request
+from protocol.session import SessionTable
+from protocol.task import Task
+from targetd.access import PortalAuthorizer, View
+from targetd.model import split_address
+
+__all__ = ["Channel", "Server", "bind"]
+
+log = logging.getLogger("targetd.iscsi")
+
+TURN = 512 * 1024
+"""Bytes received from one connection before the others get their turn."""
+
+HIGH_WATER = 4 * 1024 * 1024
+"""Bytes that may wait for a peer that does not read, before we stop reading from it."""
+
+IOV_MAX = 1024
+"""Buffers that one ``sendmsg`` takes (Linux UIO_MAXIOV)."""
+
+CLOSE_S = 5.0
+"""How long a peer may take to read the last of what we say before its connection is closed."""
+
+ACCEPT_AT_ONCE = 64
+BACKLOG = 1024
+TICK_S = 1.0
+DESCRIPTOR_PAUSE_S = 1.0
+"""How long a listener rests when there are no file descriptors left."""
+
+
+def bind(address: str) -> socket.socket:
+    """A listening socket for ``IP:PORT``; not yet accepting.
+
+    Raises:
+        OSError: the port is in use or the address cannot be had.
+    """
+    host, port = split_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class Channel:
+    """One TCP connection and its ``Connection``."""
+
+    __slots__ = ("connection", "fd", "local", "peer", "reading", "server", "sock", "waiting", "writing")
+
+    def __init__(self, server: "Server", sock: socket.socket, peer: str, local: str, portal_id: int) -> None:
+        self.server = server
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.peer = peer
+        self.local = local
+        self.waiting: list[Buffer] = []
+        """What the socket did not take yet."""
+        self.writing = False
+        self.reading = True
+        local_host, local_port = split_address(local)
+        authorizer = PortalAuthorizer(server.view, portal_id, split_address(peer)[0], local_host, local_port)
+        globals_ = server.view().configuration.globals
+        self.connection = Connection(
+            server.sessions,
+            authorizer,
+            randomness=secrets.token_bytes,
+            now=server.loop.time(),
+            io_timeout_s=globals_.io_timeout_s,
+            nop_interval_s=globals_.nop_in_interval_s,
+            owner=self,
+        )
+        server.loop.add_reader(self.fd, self.readable)
+
+    def __repr__(self) -> str:
+        return f"{self.peer} to {self.local}"
+
+    def readable(self) -> None:
+        """Bytes have come: one turn of this connection."""
+        server = self.server
+        connection = self.connection
+        view = server.receive_buffer
+        target = connection.framer.receive_target()
+        try:
+            count = self.sock.recv_into(view) if target is None else self._receive_home(target)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.drop(error.strerror or str(error))
+            return
+        if not count:
+            self.drop("the initiator closed the connection")
+            return
+        now = server.loop.time()
+        if target is not None:
+            home = min(count, len(target))
+            connection.received_in_target(home, now)
+            count -= home
+        if count:
+            connection.receive_data(view[:count], now)
+        self.carry_out()
+        self.flush()
+        if server.sessions.stirred:
+            server.flush_stirred()
+
+    def _receive_home(self, target: memoryview) -> int:
+        """The rest of a long data segment goes where it belongs; what follows goes into the buffer."""
+        return self.sock.recvmsg_into((target, self.server.receive_buffer))[0]
+
+    def carry_out(self) -> None:
+        """Run what the connection has made ready."""
+        connection = self.connection
+        for event in connection.take_events():
+            if event.__class__ is Task:
+                if not event.aborted:
+                    outcome = event.unit.submit(event)
+                    if outcome is not None:
+                        connection.complete(event, outcome)
+            else:
+                _EVENTS[event.__class__](self, event)
+        if connection.events:
+            self.carry_out()
+
+    def flush(self) -> None:
+        """Send what there is; wait for the socket when it takes no more."""
+        connection = self.connection
+        out = connection.data_to_send()
+        if self.waiting:
+            self.waiting += out
+            out = self.waiting
+            if self.writing:
+                self._judge_backlog()
+                return
+        if out:
+            try:
+                out = self._send(out)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                if error.errno == errno.EFAULT:
+                    reason = "a page of the extent could not be read while its data was being sent"
+                self.waiting = []
+                self.drop(reason)
+                return
+            self.waiting = out
+            if out and not self.writing:
+                self.server.loop.add_writer(self.fd, self._writable)
+                self.writing = True
+            self._judge_backlog()
+        if connection.closing and not self.waiting:
+            self.drop(connection.closing)
+
+    def _send(self, out: list[Buffer]) -> list[Buffer]:
+        """Returns what the socket did not take."""
+        sock = self.sock
+        while out:
+            batch = out if len(out) <= IOV_MAX else out[:IOV_MAX]
+            try:
+                sent = sock.sendmsg(batch)
+            except (BlockingIOError, InterruptedError):
+                return out
+            if len(batch) == len(out) and sent == sum(map(len, out)):
+                return []
+            index = 0
+            while index < len(out) and sent >= len(out[index]):
+                sent -= len(out[index])
+                index += 1
+            out = out[index:]
+            if sent:
+                out[0] = memoryview(out[0])[sent:]
+        return out
+
+    def _judge_backlog(self) -> None:
+        """Stop reading from a peer that lets too much wait; go on when it has caught up."""
+        if self.waiting or not self.reading:
+            read = sum(map(len, self.waiting)) < HIGH_WATER
+            if read != self.reading:
+                self.reading = read
+                if read:
+                    self.server.loop.add_reader(self.fd, self.readable)
+                else:
+                    self.server.loop.remove_reader(self.fd)
+
+    def _writable(self) -> None:
+        self.server.loop.remove_writer(self.fd)
+        self.writing = False
+        self.flush()
+
+    def drop(self, reason: str) -> None:
+        """Close the socket; whatever was under way for it is forgotten."""
+        if self.fd < 0:
+            return
+        loop = self.server.loop
+        loop.remove_reader(self.fd)
+        if self.writing:
+            loop.remove_writer(self.fd)
+        self.fd = -1
+        self.waiting = []
+        connection = self.connection
+        connection.lost(reason)
+        self.server.gone(self, reason)
+        self.sock.close()
+
+
+def _logged_in(channel: Channel, event: LoggedIn) -> None:
+    session = event.session
+    log.info(
+        "%s: %s logged in to %s%s",
+        channel,
+        session.initiator_name,
+        session.grant.target_name or "discovery",
+        f" as {session.user}" if session.user else "",
+    )
+    channel.server.note("session.login", session)
+
+
+def _logged_out(channel: Channel, event: LoggedOut) -> None:
+    log.info("%s: %s logged out", channel, event.session.initiator_name)
+
+
+def _login_refused(channel: Channel, event: LoginRefused) -> None:
+    log.warning(
+        "%s: login of %s to %s refused (%04Xh): %s",
+        channel,
+        event.initiator_name or "an initiator without a name",
+        event.target_name or "discovery",
+        event.status,
+        event.reason,
+    )
+    channel.server.login_failures += 1
+    channel.server.note("login.refused", event)
+
+
+def _task_management(channel: Channel, event: TaskManagement) -> None:
+    execute(channel.connection, event.request)
+
+
+_EVENTS: dict[type, Callable[[Channel, Any], None]] = {
+    LoggedIn: _logged_in,
+    LoggedOut: _logged_out,
+    LoginRefused: _login_refused,
+    TaskManagement: _task_management,
+}
+
+
+class Server:
+    """All portals and all connections of the process."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        view: Callable[[], View],
+        note: Callable[[str, Any], None],
+        on_tick: Callable[[float], None],
+    ) -> None:
+        """
+        Args:
+            view: what logins are judged by now.
+            note: told of events worth telling others: (kind, what).
+            on_tick: called once a second on the loop.
+        """
+        self.loop = loop
+        self.view = view
+        self.note = note
+        self.sessions = SessionTable()
+        self.channels: set[Channel] = set()
+        self.listeners: dict[str, tuple[socket.socket, int]] = {}
+        """Address as configured → its socket and the id of its portal."""
+        self.receive_buffer = memoryview(bytearray(TURN))
+        self.login_failures = 0
+        self.accepted = 0
+        self._on_tick = on_tick
+        self._timer = loop.call_later(TICK_S, self._tick)
+
+    # -- portals ------------------------------------------------------------------------------
+
+    def listen(self, address: str, sock: socket.socket, portal_id: int) -> None:
+        """Begin to accept on a bound socket."""
+        self.listeners[address] = (sock, portal_id)
+        self.loop.add_reader(sock.fileno(), self._accept, sock, address)
+
+    def unlisten(self, address: str) -> None:
+        """Close a listener; connections made through it go on."""
+        sock, _ = self.listeners.pop(address)
+        self.loop.remove_reader(sock.fileno())
+        sock.close()
+
+    def _accept(self, listener: socket.socket, address: str) -> None:
+        for _ in range(ACCEPT_AT_ONCE):
+            try:
+                sock, peer = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # No descriptors or no memory: the connections that are open come first.
+                log.error("portal %s accepts nothing for a second: %s", address, error)
+                self.loop.remove_reader(listener.fileno())
+                self.loop.call_later(DESCRIPTOR_PAUSE_S, self._resume, listener, address)
+                return
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self.accepted += 1
+            portal_id = self.listeners[address][1]
+            self.channels.add(Channel(self, sock, _shown(peer), _shown(sock.getsockname()), portal_id))
+
+    def _resume(self, listener: socket.socket, address: str) -> None:
+        if self.listeners.get(address, (None, 0))[0] is listener:
+            self.loop.add_reader(listener.fileno(), self._accept, listener, address)
+
+    # -- connections --------------------------------------------------------------------------
+
+    def deliver(self, request: Request, outcome: Outcome) -> None:
+        """A command ended after its wake-up (``LogicalUnit.deliver``)."""
+        assert isinstance(request, Task)
+        connection = request.connection
+        connection.complete(request, outcome)
+        self.sessions.stirred.add(connection)
+
+    def flush_stirred(self) -> None:
+        """Send for, and close, connections that something else than their own peer has moved."""
+        stirred = self.sessions.stirred
+        while stirred:
+            channel = stirred.pop().owner
+            if channel.fd >= 0:
+                if channel.connection.events:
+                    channel.carry_out()
+                channel.flush()
+
+    def gone(self, channel: Channel, reason: str) -> None:
+        """A channel has closed."""
+        self.channels.discard(channel)
+        session = channel.connection.session
+        if session is not None:
+            log.info("%s: connection of %s closed: %s", channel, session.initiator_name, reason)
+        else:
+            log.debug("%s: closed before login: %s", channel, reason)
+
+    def _tick(self) -> None:
+        now = self.loop.time()
+        self._timer = self.loop.call_later(TICK_S, self._tick)
+        for channel in list(self.channels):
+            connection = channel.connection
+            connection.tick(now)
+            if connection.closing and now - connection.closing_since > CLOSE_S:
+                channel.drop(connection.closing)
+        self._on_tick(now)
+        self.flush_stirred()
+
+    def close(self) -> None:
+        """Close everything at once."""
+        self._timer.cancel()
+        for address in list(self.listeners):
+            self.unlisten(address)
+        for channel in list(self.channels):
+            channel.drop("shutdown")
+
+
+def _shown(address: tuple[Any, ...]) -> str:
+    """A socket address as ``host:port``, v6 in brackets, without its zone."""
+    host = str(address[0]).partition("%")[0]
+    return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
