@@ -651,8 +651,8 @@ class Conversation(ABC):
 class SansIoTarget(Protocol):
     """The side of a sans-IO connection that faces the wire."""
 
-    def receive_data(self, data: memoryview) -> Any:
-        """Bytes from the initiator, borrowed for the call."""
+    def receive_data(self, view: memoryview, now: float) -> Any:
+        """Bytes from the initiator, borrowed until the next call."""
 
     def data_to_send(self) -> Sequence[bytes | bytearray | memoryview]:
         """Bytes for the initiator."""
@@ -666,6 +666,12 @@ class MemoryPeer(Conversation):
         serve: called after each delivery, to handle the target's events (run its commands). Called
             again until nothing more is to be sent.
         split: deliver this many bytes at a time.
+
+    Attributes:
+        now: the time, in seconds, that the target is told with each delivery; a test sets it.
+
+    What was delivered is overwritten at the next delivery, as a receive buffer in use again would be, so
+    that a target which keeps a view of it longer than it may is found out.
     """
 
     def __init__(
@@ -680,13 +686,16 @@ class MemoryPeer(Conversation):
         self.target = target
         self.serve = serve or (lambda: None)
         self.split = split
+        self.now = 0.0
+        self._delivered = bytearray()
 
     def send(self, data: bytes) -> None:
         """Deliver to the target; its answers wait until read."""
         step = self.split or len(data) or 1
         for at in range(0, len(data), step):
-            with memoryview(data[at : at + step]) as piece:
-                self.target.receive_data(piece)
+            self._delivered[:] = b"\xee" * len(self._delivered)
+            self._delivered = bytearray(data[at : at + step])
+            self.target.receive_data(memoryview(self._delivered), self.now)
             self.serve()
 
     def read_bytes(self) -> bytes:

@@ -53,9 +53,9 @@ class Scripted:
         self.received = b""
         self.out: list[bytes] = []
 
-    def receive_data(self, data: memoryview) -> None:
-        self.received += bytes(data)
-        self.out.append(self.answer(bytes(data)))
+    def receive_data(self, view: memoryview, now: float) -> None:
+        self.received += bytes(view)
+        self.out.append(self.answer(bytes(view)))
 
     def data_to_send(self) -> list[bytes]:
         sent, self.out = self.out, []
@@ -85,8 +85,8 @@ class TinyTarget:
         self.writes: dict[int, dict[str, int]] = {}
         self.seen: list[Header] = []
 
-    def receive_data(self, data: memoryview) -> None:
-        self.buffer += bytes(data)
+    def receive_data(self, view: memoryview, now: float) -> None:
+        self.buffer += bytes(view)
         while len(self.buffer) >= 48:
             header = bhs.BY_OPCODE[self.buffer[0] & 0x3F].parse(self.buffer)
             length = header.data_segment_length
@@ -433,6 +433,26 @@ def test_nothing_to_read_is_an_error_and_not_a_wait(tiny: TinyTarget) -> None:
     assert MemoryPeer(tiny).pending() == []
 
 
+def test_a_target_that_keeps_what_was_lent_finds_it_overwritten() -> None:
+    """Received bytes are borrowed until the next delivery, as from a receive buffer."""
+
+    class Keeper:
+        kept: memoryview | None = None
+
+        def receive_data(self, view: memoryview, now: float) -> None:
+            self.kept = self.kept or view
+
+        def data_to_send(self) -> list[bytes]:
+            return []
+
+    keeper = Keeper()
+    peer = MemoryPeer(keeper)
+    peer.send(b"first")
+    assert keeper.kept == b"first"
+    peer.send(b"second")
+    assert keeper.kept == b"\xee" * 5
+
+
 def test_a_refused_login_tells_status() -> None:
     """RFC 7143 §11.13.5."""
 
@@ -480,8 +500,7 @@ def test_the_same_conversation_goes_over_a_socket(tiny: TinyTarget) -> None:
         connection, _ = listener.accept()
         with connection:
             while data := connection.recv(65536):
-                with memoryview(data) as view:
-                    tiny.receive_data(view)
+                tiny.receive_data(memoryview(data), 0.0)
                 connection.sendall(b"".join(tiny.data_to_send()))
 
     thread = threading.Thread(target=serve, daemon=True)
