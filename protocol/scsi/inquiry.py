@@ -8,7 +8,7 @@ advertised that is not there.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from protocol.scsi import limits
+from protocol.scsi import limits, thirdparty
 from protocol.scsi.cdb import cut
 from protocol.scsi.mode import THRESHOLD_SET_BYTES
 from protocol.scsi.request import Nexus, Outcome, Request
@@ -150,6 +150,11 @@ def _mode_page_policy(unit: "LogicalUnit", nexus: Nexus) -> bytes:
     return bytes((0x3F, 0xFF, 0x00, 0x00))
 
 
+def _third_party_copy(unit: "LogicalUnit", nexus: Nexus) -> bytes:
+    """8Fh (SPC-4 §7.8.17)."""
+    return thirdparty.third_party_copy_page(unit)
+
+
 def _block_limits(unit: "LogicalUnit", nexus: Nexus) -> bytes:
     """B0h (SBC-3 §6.6.3): 60 bytes."""
     size = unit.block_size
@@ -180,7 +185,7 @@ def _block_device_characteristics(unit: "LogicalUnit", nexus: Nexus) -> bytes:
     """B1h (SBC-3 §6.6.2): 60 bytes."""
     page = bytearray(60)
     page[0:2] = unit.config.rotation_rate.to_bytes(2, "big")
-    page[3] = 0x40  # WABEREQ 01b: blocks erased by SANITIZE can be read, as zeros
+    page[3] = 0x40 | 0x10  # WABEREQ, WACEREQ 01b: what SANITIZE has erased can be read, as zeros
     return bytes(page)
 
 
@@ -204,6 +209,7 @@ _PAGES: dict[int, Callable[["LogicalUnit", Nexus], bytes]] = {
     0x83: _device_identification,
     0x86: _extended_inquiry,
     0x87: _mode_page_policy,
+    0x8F: _third_party_copy,
     0xB0: _block_limits,
     0xB1: _block_device_characteristics,
     0xB2: _logical_block_provisioning,

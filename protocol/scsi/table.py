@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from protocol.scsi import block, control, inquiry, log, mode, reservations
+from protocol.scsi import block, control, inquiry, log, mode, reservations, sanitize, thirdparty
 from protocol.scsi.commands import Access, Body, Command, Data, Needs, Row, Runs
 
 if TYPE_CHECKING:
@@ -57,6 +57,16 @@ _reservation_out = partial(
     access=Access.PERSISTENT_OUT,
     needs=Needs.NOTHING,
     prepare=reservations.prepare_persistent_reserve_out,
+)
+
+_copy = partial(_out, needs=Needs.NOTHING, timeout_s=LONG_S)  # the copy manager checks the units named
+_token = partial(_out, prepare=thirdparty.prepare_token_command, timeout_s=LONG_S)
+_sanitize = partial(
+    _out,
+    body=sanitize.sanitize,
+    needs=Needs.MEDIUM | Needs.WRITABLE,  # not READY: it may follow one that failed
+    prepare=sanitize.prepare_sanitize,
+    timeout_s=LONG_S,
 )
 
 _read = partial(
@@ -166,6 +176,47 @@ ROWS: tuple[Command, ...] = (
     _row("RESERVE(10)", "56000000000000000000", reservations.reserve, access=Access.RESERVE),
     _row("RELEASE(6)", "170000000000", reservations.release, access=Access.RELEASE),
     _row("RELEASE(10)", "57000000000000000000", reservations.release, access=Access.RELEASE),
+    # -- third-party copy ------------------------------------------------------------------------
+    _copy(
+        "EXTENDED COPY(LID1)",
+        "83000000000000000000FFFFFFFF0000",
+        thirdparty.extended_copy,
+        0x00,
+        prepare=thirdparty.prepare_extended_copy,
+    ),
+    _token(
+        "POPULATE TOKEN",
+        "831000000000FFFFFFFFFFFFFFFF1F00",
+        thirdparty.populate_token,
+        0x10,
+        needs=MEDIUM,
+        access=Access.READ,
+    ),
+    _token(
+        "WRITE USING TOKEN",
+        "831100000000FFFFFFFFFFFFFFFF1F00",
+        thirdparty.write_using_token,
+        0x11,
+        needs=MEDIUM | Needs.WRITABLE,
+    ),
+    _inspect(
+        "RECEIVE COPY STATUS(LID1)",
+        "8400FF00000000000000FFFFFFFF0000",
+        thirdparty.receive_copy_status,
+        0x00,
+    ),
+    _inspect(
+        "RECEIVE COPY OPERATING PARAMETERS",
+        "84030000000000000000FFFFFFFF0000",
+        thirdparty.receive_operating_parameters,
+        0x03,
+    ),
+    _inspect(
+        "RECEIVE ROD TOKEN INFORMATION",
+        "8407FFFFFFFF00000000FFFFFFFF0000",
+        thirdparty.receive_rod_token_information,
+        0x07,
+    ),
     # -- SBC-3: reading and writing --------------------------------------------------------------
     _read("READ(6)", "081FFFFFFF00", block.read, prepare=block.prepare_rw6),
     _read("READ(10)", "2818FFFFFFFF1FFFFF00", block.read),
@@ -207,6 +258,16 @@ ROWS: tuple[Command, ...] = (
         prepare=block.prepare_unmap,
         offered=_thin,
         timeout_s=LONG_S,
+    ),
+    _sanitize("SANITIZE, OVERWRITE", "48A10000000000FFFF00", action=0x01),
+    _sanitize("SANITIZE, BLOCK ERASE", "48A20000000000FFFF00", action=0x02),
+    _sanitize("SANITIZE, CRYPTOGRAPHIC ERASE", "48A30000000000FFFF00", action=0x03),
+    _sanitize(
+        "SANITIZE, EXIT FAILURE MODE",
+        "489F0000000000FFFF00",
+        body=sanitize.exit_failure_mode,
+        needs=Needs.NOTHING,
+        action=0x1F,
     ),
     # -- SBC-3: caches, and what the medium is like ----------------------------------------------
     _prefetch("PRE-FETCH(10)", "3402FFFFFFFF1FFFFF00", block.prefetch),
