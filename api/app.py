@@ -1,4 +1,4 @@
-"""The application: what is served, what stands before it, and the limits of the server below it.
+"""The application: what is served, and what stands before it.
 
 A request passes, from outside in: headers common to all answers, the translation of errors, the login,
 the router. So an answer of any kind has the headers, and nothing is told to who is not logged in.
@@ -9,7 +9,7 @@ stand behind the same login and appear in the same OpenAPI document.
 
 import logging
 from collections.abc import Iterable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from aiohttp import web
 
@@ -31,23 +31,13 @@ from api.resources.targettoextent import TargetToExtentResource
 from api.routing import Router
 from targetd.interface import Engine
 
-__all__ = ["AUTHENTICATOR", "ENGINE", "ROUTER", "RUNNER_OPTIONS", "make_app"]
+__all__ = ["AUTHENTICATOR", "ENGINE", "ROUTER", "make_app"]
 
 log = logging.getLogger("api")
 
 ENGINE: Final[web.AppKey[Engine]] = web.AppKey("engine", Engine)
 AUTHENTICATOR: Final[web.AppKey[Authenticator]] = web.AppKey("authenticator", Authenticator)
 ROUTER: Final[web.AppKey[Router]] = web.AppKey("router", Router)
-
-RUNNER_OPTIONS: Final[dict[str, Any]] = {
-    "max_line_size": 8190,
-    "max_field_size": 8190,
-    "keepalive_timeout": 75.0,
-    "lingering_time": 2.0,
-    "access_log": None,
-}
-"""For ``web.AppRunner``: bytes of the request line and of one header, as Apache has them; how long, in
-seconds, an idle connection is kept, and the rest of a refused body is read. We log requests ourselves."""
 
 COLLECTIONS: Final = (
     ExtentResource,
@@ -83,7 +73,7 @@ def make_app(
         resources: further ones, behind the same login.
 
     Returns:
-        An application for ``web.AppRunner(app, **RUNNER_OPTIONS)``.
+        An application for ``api.server.ApiRunner``.
     """
     router = Router()
     app = web.Application(

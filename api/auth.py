@@ -72,6 +72,10 @@ def hash_password(password: str) -> str:
         raise ValueError("the password of the API may not be empty")
     salt = secrets.token_bytes(16)
     digest = hashlib.scrypt(password.encode(), salt=salt, n=COST, r=BLOCK, p=PARALLEL)
+    return _join(salt, digest)
+
+
+def _join(salt: bytes, digest: bytes) -> str:
     shown = (base64.b64encode(part).decode() for part in (salt, digest))
     return "$".join(("scrypt", str(COST), str(BLOCK), str(PARALLEL), *shown))
 
@@ -111,8 +115,8 @@ class Authenticator:
         """
         self._now = now
         self._key = secrets.token_bytes(32)
-        # a user who does not exist costs as much as one who does
-        self._nobody = hash_password(secrets.token_hex(16))
+        # a user who does not exist costs as much as one who does; no password has this hash
+        self._nobody = _join(secrets.token_bytes(16), secrets.token_bytes(64))
         self._failures: OrderedDict[str, list[float]] = OrderedDict()
         self._checks: dict[bytes, asyncio.Task[bool]] = {}
         self._workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="api-login")

@@ -56,37 +56,37 @@ class ExtentResource(CollectionResource):
 
     def settle(self, draft: Draft, config: Configuration, stored: Extent | None) -> None:
         values, errors = draft.values, draft.errors
-        disk, path = values.pop("disk", ""), values.pop("path", "")
+        disk, path, word = values.pop("disk", ""), values.pop("path", ""), values.get("type")
         by_wire = {attribute: column.wire for attribute, column in self.declaration.by_attribute.items()}
-        word = values.get("type")
+        if stored and not (disk or path or word):
+            return
+        known = word is not None or stored is not None
         if word is None:
-            # a new disk for what is shown as ZVOL may be no zvol, and the other way round
             word = stored.type if stored else "File"
-            word = "Disk" if word == "ZVOL" and disk else word
+            # the new place of what is shown as ZVOL may be no zvol
+            word = "Disk" if word == "ZVOL" else word
         if word == "File":
+            given = path
             if disk:
                 errors.setdefault(by_wire["disk"], ["A File extent has a path and no disk."])
-            if not path and stored and stored.type == "File":
-                path = stored.path
             required = "path"
         else:
-            given = disk or path
-            if not given and stored and stored.type != "File":
-                given = stored.path
-            path = device_path(word, given) if given else ""
-            if word == "Disk" and path.startswith(ZVOLS):
-                word = "ZVOL"
-            required = "disk" if word in ("Disk", "ZVOL") else "path"
+            given = device_path(word, disk or path) if disk or path else ""
+            required = "disk" if word in ("Disk", "ZVOL") and known else "path"
             if disk:
                 draft.renamed["path"] = "disk"
-        if not path:
-            if "type" in values or stored:
-                errors.setdefault(by_wire[required], [REQUIRED])
-            elif by_wire["disk"] not in errors:
-                errors.setdefault(by_wire["path"], [REQUIRED])
-            # for the trial run that looks for further errors
-            path = "/dev/null" if stored is None else stored.path
-        values |= {"type": word, "path": path}
+        # what is there stays, if it is of the same kind
+        kept = stored.path if stored and (stored.type == "File") == (word == "File") else ""
+        if word == "Disk" and (given or kept).startswith(ZVOLS):
+            word = "ZVOL"
+        values["type"] = word
+        if given:
+            values["path"] = given
+        elif not kept:
+            if not errors.keys() & {by_wire["path"], by_wire["disk"]}:
+                errors[by_wire[required]] = [REQUIRED]
+            if stored is None:
+                values["path"] = "/dev/null"  # for the trial run that looks for further errors
 
     def create(self, config: Configuration, id: int, values: Mapping[str, Any]) -> Configuration:
         naa = make_naa(secrets.randbits(100))

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
+from yarl import URL
 
-from api.app import RUNNER_OPTIONS, make_app
+from api.app import make_app
 from api.auth import Account, Authenticator, hash_password
+from api.server import ApiRunner
 from tests.api.engine import MemoryEngine
 
 PASSWORD = "correct horse"
@@ -46,8 +48,6 @@ class Api:
         self.authorization: str | None = basic("root", PASSWORD)
 
     async def request(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
-        from yarl import URL
-
         path = path if path.startswith("/") else BASE + path
         url = URL(f"http://{self.server.host}:{self.server.port}{path}", encoded=True)
         headers = dict(options.pop("headers", {}))
@@ -82,6 +82,14 @@ class Api:
         return body
 
 
+class ApiServer(TestServer):
+    """The test server, on the runner that the daemon uses."""
+
+    async def _make_runner(self, **options: Any) -> ApiRunner:
+        # a client that goes away does not stop a change half way, neither here nor there
+        return ApiRunner(self.app, **{**options, "handler_cancellation": False})
+
+
 @pytest.fixture
 def engine() -> MemoryEngine:
     return MemoryEngine()
@@ -96,9 +104,8 @@ def authenticator() -> Authenticator:
 
 @pytest.fixture
 async def api(engine: MemoryEngine, authenticator: Authenticator) -> AsyncIterator[Api]:
-    server = TestServer(make_app(engine, authenticator, version="0.1.0"))
-    options = {key: value for key, value in RUNNER_OPTIONS.items() if key != "access_log"}
-    await server.start_server(**options)
+    server = ApiServer(make_app(engine, authenticator, version="0.1.0"))
+    await server.start_server()
     async with ClientSession(skip_auto_headers=("Content-Type",)) as session:
         yield Api(session, server, engine)
     await server.close()

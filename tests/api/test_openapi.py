@@ -1,0 +1,141 @@
+"""The OpenAPI document says what the API does (issue: generated, and validated in tests)."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.api.conftest import Api
+
+DOCUMENT = "/api/v1.0/openapi.json"
+JSON_TYPES = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "array": list,
+    "object": dict,
+    "null": type(None),
+}
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if "$ref" in node:
+            yield node["$ref"]
+        for value in node.values():
+            yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+def agrees(document: dict[str, Any], schema: dict[str, Any], value: Any) -> bool:
+    """Whether a value is what a schema says; as much of JSON Schema as the document uses."""
+    if "$ref" in schema:
+        schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    kinds = schema.get("type", [])
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    if isinstance(value, bool) and "boolean" not in kinds:
+        return False
+    if not any(isinstance(value, JSON_TYPES[kind]) for kind in kinds):
+        return False
+    if "enum" in schema and value not in schema["enum"]:
+        return False
+    if isinstance(value, dict):
+        return all(name in value for name in schema.get("required", ())) and all(
+            agrees(document, part, value[name])
+            for name, part in schema.get("properties", {}).items()
+            if name in value
+        )
+    return not isinstance(value, list) or all(agrees(document, schema["items"], item) for item in value)
+
+
+@pytest.fixture
+async def document(api: Api) -> dict[str, Any]:
+    answer = await api.get(DOCUMENT)
+    assert answer.status == 200
+    found: dict[str, Any] = answer.json
+    return found
+
+
+async def test_the_document_is_whole(document: dict[str, Any]) -> None:
+    """OpenAPI 3.1 §4.8: version, info, paths; every reference leads somewhere, every name is used once."""
+    assert re.fullmatch(r"3\.1\.\d+", document["openapi"])
+    assert {"title", "version"} <= set(document["info"])
+    for reference in references(document):
+        node: Any = document
+        for part in reference.removeprefix("#/").split("/"):
+            node = node[part]
+    operations = [
+        (path, method, operation)
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+        if method != "parameters"
+    ]
+    names = [operation["operationId"] for _, _, operation in operations]
+    assert len(set(names)) == len(names)
+    for path, method, operation in operations:
+        assert operation["responses"], (path, method)
+        wanted = set(re.findall(r"{(\w+)}", path))
+        assert {parameter["name"] for parameter in document["paths"][path].get("parameters", ())} == wanted
+
+
+async def test_every_documented_path_answers_as_documented(api: Api, document: dict[str, Any]) -> None:
+    await api.made(
+        "target/", iscsi_target_name="t", iscsi_target_portalgroup=1, iscsi_target_initiatorgroup=1
+    )
+    await api.made("target/", iscsi_target_name="bare")
+    await api.made(
+        "extent/",
+        iscsi_target_extent_name="e",
+        iscsi_target_extent_type="File",
+        iscsi_target_extent_path="/mnt/e",
+        iscsi_target_extent_filesize="1MB",
+    )
+    await api.made("targettoextent/", iscsi_target=1, iscsi_extent=1)
+    await api.made("authcredential/", iscsi_target_auth_user="u", iscsi_target_auth_secret="s")
+    checked = 0
+    for path, item in document["paths"].items():
+        url = path.replace("{id}", "1").replace("{name}", "iscsitarget")
+        answer = await api.get(url)
+        documented = item["get"]["responses"]
+        assert str(answer.status) in documented, url
+        content = documented[str(answer.status)].get("content")
+        if content:
+            assert agrees(document, content["application/json"]["schema"], answer.json), (url, answer.json)
+            checked += 1
+        options = await api.request("OPTIONS", url)
+        methods = {method.upper() for method in item if method != "parameters"}
+        assert set(options.headers["Allow"].split(", ")) - {"HEAD", "OPTIONS"} == methods
+    assert checked >= 20
+
+
+async def test_defaults_and_required_fields_are_those_that_a_create_has(
+    api: Api, document: dict[str, Any]
+) -> None:
+    schemas = document["components"]["schemas"]
+    made = await api.made("authorizedinitiator/")
+    for name, schema in schemas["AuthorizedInitiatorCreate"]["properties"].items():
+        if schema.get("default") is not None:
+            assert made[name] == schema["default"]
+    flat = await api.made("target/", iscsi_target_name="t", iscsi_target_portalgroup=1)
+    for name, schema in schemas["TargetCreate"]["properties"].items():
+        if schema.get("default"):
+            assert flat[name] == schema["default"], name
+    answer = await api.post("targetgroup/", {})
+    assert set(answer.json) == set(schemas["TargetGroupCreate"]["required"])
+
+
+async def test_the_page_shows_every_path_and_asks_for_nothing_from_elsewhere(
+    api: Api, document: dict[str, Any]
+) -> None:
+    answer = await api.get("/api/docs")
+    assert answer.headers["Content-Type"].startswith("text/html")
+    page = answer.raw.decode()
+    for path in document["paths"]:
+        assert f"<code>{path}</code>" in page
+    assert "<script" not in page
+    assert not re.search(r"(?:src|href)=\"(?:https?:)?//", page)
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
