@@ -20,7 +20,7 @@ PY := .venv/bin/python
 help:
 	@echo 'make run     serve a ready 1 GiB demo target (ARGS="..." adds options of iscsi-targetd serve)'
 	@echo 'make test    all checks: format, lint, types, tests against the installed system peers'
-	@echo 'make bench   compare with the C floor, tgtd and istgt (ARGS="--quick" and more: bench/run.py --help)'
+	@echo 'make bench   compare with the C floor, tgtd and istgt (ARGS="--quick" and more: --help)'
 	@echo 'make lint    format, lint and type checks only;   make format   put right what can be'
 	@echo 'make clean   remove what make made, but no state directory'
 
@@ -45,7 +45,7 @@ test: .venv/installed-dev system-test lint
 	@umask 022 && $(PY) -m pytest $(ARGS)
 
 bench: .venv/installed-dev system-bench
-	@umask 022 && bench/build.sh && $(PY) bench/run.py $(ARGS)
+	@umask 022 && bench/build.sh && $(PY) -m bench.run $(ARGS)
 
 format: .venv/installed-dev
 	@$(PY) -m ruff check --fix .

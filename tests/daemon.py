@@ -40,7 +40,10 @@ def free_ports(count: int) -> list[int]:
 
 
 class DaemonError(Exception):
-    """The daemon did not start, or did not stop; the text holds its log."""
+    """The daemon did not start, or did not stop; the text ends with its log."""
+
+    def __init__(self, what: str, log: str) -> None:
+        super().__init__(f"{what}\n{log[-4000:]}")
 
 
 @dataclass(frozen=True)
