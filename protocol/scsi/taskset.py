@@ -140,29 +140,23 @@ class TaskSet(ABC):
     def _must_wait(self, request: Request) -> bool:
         """Is there anything in the unit that this task may not run beside or overtake?"""
         row = request.command
-        if self._ordering:
-            own = _CLASS.get(request.attribute, _SIMPLE)
-            for older in self.tasks:
-                if older is request:
-                    break
-                if _WAITS[_CLASS.get(older.attribute, _SIMPLE), own]:
-                    return True
-        if not request.length:
-            return False
         at, end = request.offset, request.offset + request.length
-        beside = self._running if row is not None and row.exclusive else self._barriers
-        for other in beside:
-            if other.offset < end and at < other.offset + other.length:
-                return True
-        if beside is self._running:  # an aborted writer is in both; a barrier need not be running
-            for other in self._barriers:
-                if other.offset < end and at < other.offset + other.length:
-                    return True
-        for older in self._waiting:
+        own = _CLASS.get(request.attribute, _SIMPLE)
+        waiting = self._waiting
+        for older in self.tasks:  # in the order of admission: so nothing can wait in a circle
             if older is request:
                 break
-            if older.offset < end and at < older.offset + older.length:
+            if _WAITS[_CLASS.get(older.attribute, _SIMPLE), own]:
                 return True
+            if older in waiting and older.offset < end and at < older.offset + older.length:
+                return True
+        for other in self._barriers:
+            if other.offset < end and at < other.offset + other.length:
+                return True
+        if row is not None and row.exclusive:
+            for other in self._running:
+                if other.offset < end and at < other.offset + other.length:
+                    return True
         return False
 
     def _advance(self) -> None:

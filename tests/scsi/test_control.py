@@ -36,7 +36,7 @@ REPORTED_LUNS_DATA_CHANGED = (6, 0x3F, 0x0E)
 TEST_UNIT_READY = "000000000000"
 
 
-# -- REQUEST SENSE (SPC-4 §6.39) ------------------------------------------------------------------------
+# -- REQUEST SENSE (SPC-4 §6.39) --
 
 
 def test_request_sense_takes_the_pending_attention() -> None:
@@ -70,7 +70,7 @@ def test_request_sense_tells_the_progress_of_what_locks_the_unit() -> None:
     assert disk.run(TEST_UNIT_READY).status == GOOD
 
 
-# -- REPORT LUNS (SPC-4 §6.33) ---------------------------------------------------------------------------
+# -- REPORT LUNS (SPC-4 §6.33) --
 
 
 def another_unit() -> LogicalUnit:
@@ -119,7 +119,7 @@ def test_reporting_luns_clears_their_attention_on_every_unit() -> None:
     assert Sense.REPORTED_LUNS_DATA_CHANGED not in other.attentions.pending.get(disk.nexus, [])
 
 
-# -- REPORT TARGET PORT GROUPS (SPC-4 §6.37) ---------------------------------------------------------------
+# -- REPORT TARGET PORT GROUPS (SPC-4 §6.37) --
 
 ONE_GROUP = "0000001000010001000000020000000100000003"
 EXTENDED = "000000141000000000010001000000020000000100000003"
@@ -149,7 +149,7 @@ def test_the_timestamp_is_the_hosts_in_milliseconds() -> None:
     assert int.from_bytes(data[4:10], "big") == 1_700_000_000_500
 
 
-# -- identifying information (SPC-4 §5.5) -------------------------------------------------------------------
+# -- identifying information (SPC-4 §5.5) --
 
 
 def set_information(kind: int, length: int) -> bytes:
@@ -199,7 +199,7 @@ def test_information_that_could_not_be_stored_is_not_there() -> None:
     assert disk.read(information(0)) == bytes(4)
 
 
-# -- READ BUFFER, WRITE BUFFER (SPC-4 §6.23, §6.49) -----------------------------------------------------------
+# -- READ BUFFER, WRITE BUFFER (SPC-4 §6.23, §6.49) --
 
 READ_ECHO = "3C0A 0000 0000 0010 0000"
 
@@ -236,7 +236,7 @@ def test_other_buffers_ids_and_offsets_are_refused_by_header(cdb: str) -> None:
     assert not disk.unit.echo
 
 
-# -- media that come and go (SBC-3 §5.25, SPC-4 §6.22) ---------------------------------------------------------
+# -- media that come and go (SBC-3 §5.25, SPC-4 §6.22) --
 
 EJECT, LOAD, STOP, START = "1B0000000200", "1B0000000300", "1B0000000000", "1B0000000100"
 PREVENT, ALLOW = "1E0000000100", "1E0000000000"
@@ -324,7 +324,7 @@ def test_an_eject_first_flushes() -> None:
     assert not disk.unit.loaded
 
 
-# -- LOG SENSE (SPC-4 §6.6, §7.3) -----------------------------------------------------------------------------
+# -- LOG SENSE (SPC-4 §6.6, §7.3) --
 
 
 def log_page(disk: Disk, code: int, subpage: int = 0, pointer: int = 0) -> bytes:
