@@ -108,6 +108,13 @@ class TaskSet(ABC):
         self._advance()
         return None
 
+    def _withdraw(self, request: Request) -> None:
+        """Take out a task that was not submitted; those it held back go on."""
+        del self.tasks[request]
+        self._unorder(request)
+        if self._crowded:
+            self._advance()
+
     def complete(self, request: Request, outcome: Outcome) -> None:
         """End a request whose INLINE body answered None. On the event loop."""
         self._done(request, outcome)

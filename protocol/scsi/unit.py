@@ -309,6 +309,14 @@ class LogicalUnit(TaskSet):
         """CHECK CONDITION with this sense, in the format of D_SENSE (SPC-4 §4.5.1)."""
         return Outcome(ScsiStatus.CHECK_CONDITION, sense=condition.build(self.descriptor_sense))
 
+    def give_up(self, request: Request, condition: CheckCondition) -> Outcome:
+        """End an admitted task that will not be submitted: its Data-Out cannot be had."""
+        outcome = self.check(condition)
+        if request in self.tasks:
+            self._withdraw(request)
+            self._count_failure(request.cdb[0], outcome.status)
+        return outcome
+
     def _refused(self, request: Request, error: Exception) -> Outcome:
         outcome = self.failed(request, error)
         self._count_failure(request.cdb[0], outcome.status)
@@ -521,7 +529,6 @@ def _inquired(config: UnitConfig, thin: bool) -> tuple[object, ...]:
         config.rotation_rate,
         config.removable,
         config.xen,
-        config.insecure_tpc,
         thin,
     )
 

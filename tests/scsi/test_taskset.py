@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from protocol.enums import ScsiStatus, TaskAttribute
 from protocol.scsi.request import Request
-from protocol.scsi.sense import Sense
+from protocol.scsi.sense import CheckCondition, Sense
 from storage.base import Buffer
 from storage.memory import Memory
 from tests.scsi.support import BLOCK, BLOCKS, Disk, HeldLane, make_nexus, sense_of, triple
@@ -192,6 +192,19 @@ def test_a_task_aborted_before_its_data_came_does_not_run(disk: Disk, lane: Held
     outcome = disk.unit.submit(request)
     assert outcome is not None and outcome.status == ScsiStatus.TASK_ABORTED
     assert under_way(lane) == 0
+
+
+def test_a_task_given_up_for_its_data_lets_those_behind_it_go(disk: Disk, lane: HeldLane) -> None:
+    """RFC 7143 §11.4.7.2: the transport ends it with sense of its own; it never ran."""
+    ordered = disk.request(write(0), NEW, attribute=ORDERED)
+    assert disk.unit.admit(ordered) is None
+    later = disk.start(read(0))
+    outcome = disk.unit.give_up(ordered, CheckCondition(Sense.INCORRECT_AMOUNT_OF_DATA))
+    assert sense_of(outcome) == (0x0B, 0x0C, 0x0D)
+    assert disk.unit.failures[0x2A, ScsiStatus.CHECK_CONDITION] == 1
+    lane.release()
+    assert bytes(disk.delivered[later].data_in) == OLD
+    assert not disk.unit.tasks
 
 
 # -- task management over many tasks (SAM-5 §7) ---------------------------------------------------------
