@@ -78,7 +78,8 @@ def _number(query: Mapping[str, str], name: str) -> int | None:
     text = query.get(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal() and len(text) <= 18):
+    # 99999 stands for "all" with some clients, and larger ones with others; int() has its own limit
+    if not (text.isascii() and text.isdecimal() and len(text) <= 100):
         raise BadRequestError(f"Invalid {name} '{text[:40]}' provided. Please provide a positive integer.")
     return int(text)
 

@@ -71,7 +71,11 @@ _FIXED_SCHEMAS: Final[dict[str, Any]] = {
     "ExtentDelete": {
         "type": "object",
         "properties": {
-            "delete": {"type": "boolean", "default": False, "description": "Remove the backing file too."}
+            "delete": {
+                "type": ["boolean", "null"],
+                "default": False,
+                "description": "Remove the backing file too.",
+            }
         },
     },
     "Version": _object({"fullversion": _TEXT, "name": _TEXT, "version": _TEXT}),

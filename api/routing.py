@@ -144,7 +144,10 @@ _STATUS_TEXTS: Final = {
     204: "Gone.",
     400: "Not understood.",
     401: "No credentials, or wrong ones.",
+    403: "This user may only read.",
     404: "There is no such object.",
+    413: "The body is too large.",
+    429: "Too many failed logins from this address.",
     409: "Fields are wrong: messages by field.",
 }
 
@@ -169,7 +172,10 @@ def _documented(place: Place, method: str, operation: Operation) -> dict[str, An
                 "application/json": {"schema": {"$ref": f"#/components/schemas/{operation.request_schema}"}}
             },
         }
-    for status, schema in operation.responses.items():
+    common: dict[int, str | None] = {429: "Error"} if 401 in operation.responses else {}
+    if method != "GET" and common:
+        common |= {403: "Error", 413: "Error"}
+    for status, schema in sorted({**operation.responses, **common}.items()):
         documented["responses"][str(status)] = _response(status, schema)
     return documented
 

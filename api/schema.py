@@ -21,7 +21,6 @@ from typing import Any, Final
 
 from targetd.model import (
     GLOBALS,
-    INVALID_CHOICE,
     NOT_A_NUMBER,
     REQUIRED,
     FieldRule,
@@ -30,7 +29,7 @@ from targetd.model import (
     rules,
 )
 
-__all__ = ["ABSENT", "ALL", "Column", "Declaration", "Field", "coerce"]
+__all__ = ["ABSENT", "ALL", "Column", "Declaration", "Field", "as_nullable", "coerce"]
 
 ALL: Final = "__all__"
 """The key of a message that concerns no single field."""
@@ -291,19 +290,29 @@ class Declaration:
                 "required": list(properties),
             },
         )
-        taken = {column.wire: dict(column.json_schema) for column in self._inputs}
         if self.collection != GLOBALS:
-            required = [column.wire for column in self._inputs if column.required]
-            schema: dict[str, Any] = {"type": "object", "properties": taken}
-            yield f"{self.title}Create", {**schema, "required": required} if required else schema
+            yield (
+                f"{self.title}Create",
+                {
+                    "type": "object",
+                    "properties": {
+                        column.wire: _as_taken(column, null=not column.required) for column in self._inputs
+                    },
+                    "required": [column.wire for column in self._inputs if column.required],
+                },
+            )
         yield (
             f"{self.title}Update",
             {
                 "type": "object",
                 "description": "What is left out keeps its value.",
                 "properties": {
-                    name: {key: value for key, value in schema.items() if key != "default"}
-                    for name, schema in taken.items()
+                    column.wire: {
+                        key: value
+                        for key, value in _as_taken(column, null=column.empty is not ABSENT).items()
+                        if key != "default"
+                    }
+                    for column in self._inputs
                 },
             },
         )
@@ -385,9 +394,14 @@ def _as_shown(column: Column) -> dict[str, Any]:
     return {key: value for key, value in column.json_schema.items() if key not in dropped}
 
 
-def invalid_choice(value: object) -> str:
-    """The text for a value that is none of those there are."""
-    return INVALID_CHOICE.format(str(value)[:120])
+def _as_taken(column: Column, *, null: bool) -> dict[str, Any]:
+    """As written: null too where it means "not given" or "nothing"."""
+    schema = dict(column.json_schema)
+    if null and not column.nullable:
+        schema["type"] = [schema["type"], "null"]
+        if "enum" in schema:
+            schema["enum"] = [*schema["enum"], None]
+    return schema
 
 
 def as_nullable(rule: FieldRule) -> FieldRule:

@@ -277,8 +277,13 @@ def _sort_key(value: Any) -> tuple[bool, Any]:
 
 
 def wants_discard(body: Mapping[str, Any]) -> bool:
-    """Whether the body of a DELETE says ``{"delete": true}`` (api-semantics §6.3)."""
+    """Whether the body of a DELETE says ``{"delete": true}`` (api-semantics §6.3).
+
+    Raises:
+        FieldsError: it says neither yes nor no.
+    """
+    value = body.get("delete")
     try:
-        return bool(coerce(bool, body.get("delete", False)))
-    except ValueError:
-        return False
+        return value is not None and bool(coerce(bool, value))
+    except ValueError as error:
+        raise FieldsError({"delete": [str(error)]}) from None

@@ -50,7 +50,7 @@ class ExtentResource(CollectionResource):
         return Operation(
             self.delete,
             'Delete, with its LUNs; with {"delete": true} the file of a File extent too.',
-            {204: None, 401: None, 404: None},
+            {204: None, 401: None, 404: None, 409: "FieldErrors"},
             "ExtentDelete",
         )
 

@@ -33,7 +33,10 @@ class ServiceResource:
             PATH,
             {
                 "GET": Operation(
-                    self.get_list, "List.", {200: "Service[]", 401: None}, parameters=LIST_PARAMETERS
+                    self.get_list,
+                    "List.",
+                    {200: "Service[]", 400: "Error", 401: None},
+                    parameters=LIST_PARAMETERS,
                 )
             },
         )

@@ -29,7 +29,10 @@ class SessionResource:
             PATH,
             {
                 "GET": Operation(
-                    self.get_list, "List.", {200: "Session[]", 401: None}, parameters=LIST_PARAMETERS
+                    self.get_list,
+                    "List.",
+                    {200: "Session[]", 400: "Error", 401: None},
+                    parameters=LIST_PARAMETERS,
                 )
             },
         )

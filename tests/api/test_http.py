@@ -127,6 +127,7 @@ async def fill(api: Api, count: int) -> None:
         ("limit=0", 0, 35, "items 0-34/35"),
         ("limit=1000", 0, 35, "items 0-34/35"),
         ("limit=99999&format=json", 0, 35, "items 0-34/35"),
+        ("limit=99999999999999999999", 0, 35, "items 0-34/35"),
         ("limit=10&offset=30", 30, 5, "items 30-34/35"),
         ("offset=20", 20, 15, "items 20-34/35"),
         ("limit=5&offset=100", 100, 0, "items 100-99/35"),

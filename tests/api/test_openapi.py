@@ -126,6 +126,10 @@ async def test_defaults_and_required_fields_are_those_that_a_create_has(
             assert flat[name] == schema["default"], name
     answer = await api.post("targetgroup/", {})
     assert set(answer.json) == set(schemas["TargetGroupCreate"]["required"])
+    # null stands for "not given"
+    nulls = dict.fromkeys(schemas["PortalCreate"]["properties"])
+    assert all("null" in part["type"] for part in schemas["PortalCreate"]["properties"].values())
+    assert (await api.post("portal/", nulls)).status == 201
 
 
 async def test_the_page_shows_every_path_and_asks_for_nothing_from_elsewhere(

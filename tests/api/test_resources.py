@@ -441,8 +441,10 @@ async def test_the_file_goes_only_when_the_body_says_so(
     assert (made["id"] in api.engine.discarded) is gone
 
 
-async def test_a_delete_body_that_is_no_json_is_ignored(api: Api) -> None:
+async def test_a_delete_body_is_not_guessed_at_and_never_required(api: Api) -> None:
     made = await extent(api)
+    answer = await api.delete(f"extent/{made['id']}/", {"delete": "perhaps"})
+    assert (answer.status, answer.json) == (409, {"delete": ["Enter true or false."]})
     assert (await api.request("DELETE", f"extent/{made['id']}/", data="{")).status == 204
     assert api.engine.discarded == set()
 
