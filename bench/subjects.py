@@ -146,6 +146,15 @@ class Tgtd(Subject):
         for key in ("HeaderDigest", "DataDigest"):
             self._admin("target", "update", *one, "--name", key, "--value", "CRC32C")
 
+    def stop(self) -> None:
+        """It ignores SIGTERM while it has targets, and leaves its control socket behind."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+            for suffix in ("", ".lock"):
+                Path(f"/var/run/tgtd/socket.{self.control}{suffix}").unlink(missing_ok=True)
+
     def _admin(self, mode: str, operation: str, *more: str) -> None:
         argv = [
             _program("tgtadm", "tgt"),
