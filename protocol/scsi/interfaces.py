@@ -41,8 +41,8 @@ class UnitConfig:
     xen: bool = False
     """Do not pad the T10 vendor identification with blanks."""
     insecure_tpc: bool = True
-    """The operator trusts third-party copy without authentication between targets. Nothing hangs on it: a copy
-    reaches only units that its own nexus sees, whatever this says (SPC-4 §5.17 leaves that to us)."""
+    """The operator trusts third-party copy without authentication between targets. Nothing hangs on it: a
+    copy reaches only units that its own nexus sees, whatever this says."""
     threshold: int | None = None
     """Percent of the medium's space in use that raises the soft threshold attention."""
 

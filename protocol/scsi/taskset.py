@@ -11,6 +11,7 @@ Rules:
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from weakref import WeakSet
 
 from protocol.enums import ScsiStatus, TaskAttribute
 from protocol.scsi.commands import Command
@@ -66,9 +67,21 @@ class TaskSet(ABC):
         self._running: dict[Request, None] = {}
         self._waiting: dict[Request, None] = {}
         self._barriers: dict[Request, None] = {}
+        self._beside: WeakSet[TaskSet] = WeakSet((self,))  # all that have the same medium
         self._ordering = 0  # tasks in the set that are ORDERED or HEAD OF QUEUE
         self._crowded = False  # any of the three above
         self._advancing = False
+
+    def share_medium(self, other: "TaskSet") -> None:
+        """Work on the same bytes as ``other``: exclusive ranges hold across both, and all theirs.
+
+        For an extent that two targets show in two ways. To be called before the first task.
+        """
+        self._running = other._running
+        self._barriers = other._barriers
+        self._beside = other._beside
+        self._beside.add(self)
+        self._crowded = bool(self._barriers)
 
     @abstractmethod
     def _start(self, request: Request, row: Command) -> Outcome | None:
@@ -130,15 +143,15 @@ class TaskSet(ABC):
         else:
             self._finish(request, row, outcome)
             self.deliver(request, outcome)
-        if self._crowded:
-            self._advance()
+        self._advance_beside()
 
     # -- what must wait -----------------------------------------------------------------------
 
     def _bar(self, request: Request) -> None:
         if request.length:
             self._barriers[request] = None
-            self._crowded = True
+            for unit in self._beside:
+                unit._crowded = True
 
     def _unorder(self, request: Request) -> None:
         if _CLASS.get(request.attribute, _SIMPLE) != _SIMPLE:
@@ -165,6 +178,11 @@ class TaskSet(ABC):
                 if other.offset < end and at < other.offset + other.length:
                     return True
         return False
+
+    def _advance_beside(self) -> None:
+        for unit in self._beside:
+            if unit._crowded:
+                unit._advance()
 
     def _advance(self) -> None:
         """Start every waiting task that may run now, in order, and deliver what ends at once."""
@@ -199,7 +217,7 @@ class TaskSet(ABC):
         if request not in self.tasks:
             return False
         self._drop(request)
-        self._advance()
+        self._advance_beside()
         return True
 
     def _drop(self, request: Request) -> None:
@@ -221,5 +239,5 @@ class TaskSet(ABC):
         for request in requests:
             self._drop(request)
         if requests:
-            self._advance()
+            self._advance_beside()
         return requests

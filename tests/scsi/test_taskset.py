@@ -207,6 +207,30 @@ def test_a_task_given_up_for_its_data_lets_those_behind_it_go(disk: Disk, lane: 
     assert not disk.unit.tasks
 
 
+def test_units_over_one_medium_keep_each_others_exclusive_ranges(lane: HeldLane) -> None:
+    """An extent that two targets show differently: COMPARE AND WRITE is atomic across both."""
+    backend = Cold(BLOCKS * BLOCK)
+    one, two = Disk(backend=backend, lane=lane), Disk(backend=backend, lane=lane, serial="2")
+    two.unit.share_medium(one.unit)
+    first = one.start(compare_and_write(5), OLD + NEW)
+    second = two.start(compare_and_write(5), OLD + OTHER)
+    reader = two.start(read(5))
+    beside = two.start(read(6))
+    assert under_way(lane) == 2
+    lane.release()
+    assert one.delivered[first].status == GOOD
+    assert two.delivered[beside].status == GOOD
+    lane.release()
+    assert sense_of(two.delivered[second]) == triple(Sense.MISCOMPARE_DURING_VERIFY)
+    lane.release()
+    assert bytes(two.delivered[reader].data_in) == NEW
+    two.unit.abort(two.start(write(5), OLD))
+    one.start(write(5), OTHER)
+    assert under_way(lane) == 1
+    lane.release()
+    assert under_way(lane) == 1
+
+
 # -- task management over many tasks (SAM-5 §7) ---------------------------------------------------------
 
 
