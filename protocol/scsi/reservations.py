@@ -1,4 +1,4 @@
-"""Reservations of one logical unit: persistent ones, and RESERVE/RELEASE of SPC-2.
+"""Reservations of one extent, whatever units show it: persistent ones, and RESERVE/RELEASE of SPC-2.
 
 ``registrations.py`` says what a PERSISTENT RESERVE OUT changes; here it is made to happen, in the order
 *compute, keep, swap, tell*: with APTPL the new state is durable before it takes effect and before the command
@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from protocol.enums import ScsiStatus
 from protocol.scsi.commands import Access, Command
@@ -108,7 +109,7 @@ _GENTLE: Mapping[Access, Callable[[bytes], bool]] = {
 
 
 class Reservations:
-    """What one logical unit has in the way of reservations."""
+    """What one extent has in the way of reservations; its logical units share it."""
 
     def __init__(self, stored: bytes | None = None) -> None:
         """
@@ -121,6 +122,8 @@ class Reservations:
         self.state = State.restore(stored or b"")
         self.generation = 0
         """PRGENERATION: counts from 0 at each start (SPC-4 §6.15.2)."""
+        self.units: WeakSet[LogicalUnit] = WeakSet()
+        """All logical units that show this extent: whoever makes one adds it; who asks is added too."""
         self.reserved_by: Nexus | None = None
         """Who holds a RESERVE(6/10)."""
         self.target_port_groups: Callable[[Nexus], Collection[int]] | None = None
@@ -230,16 +233,22 @@ class Reservations:
             self.generation = (self.generation + 1) & 0xFFFFFFFF
         self._changed()
         for ports, sense in change.attentions:
-            for nexus in _attached(unit, ports):
-                unit.raise_attention(sense, only=nexus)
+            for shown, nexus in self._attached(ports):
+                shown.raise_attention(sense, only=nexus)
         for ports in change.abort:
-            for nexus in _attached(unit, ports):
+            for shown, nexus in self._attached(ports):
                 if nexus is not request.nexus:
-                    unit.preempt(nexus, request.nexus)
+                    shown.preempt(nexus, request.nexus)
                 else:  # it preempted itself: everything but this command
-                    for task in [task for task in unit.tasks if task.nexus is nexus and task is not request]:
-                        unit.abort(task)
-                        unit.aborted(task)
+                    for task in [task for task in shown.tasks if task.nexus is nexus and task is not request]:
+                        shown.abort(task)
+                        shown.aborted(task)
+
+    def _attached(self, ports: Ports) -> list[tuple["LogicalUnit", Nexus]]:
+        """The sessions of that name, with the unit through which each sees the extent."""
+        return [
+            (unit, nexus) for unit in list(self.units) for nexus in unit.nexuses if ports_of(nexus) == ports
+        ]
 
 
 def _judge(access: Access, column: int, cdb: bytes) -> None:
@@ -262,14 +271,10 @@ _CONFLICT = Outcome(ScsiStatus.RESERVATION_CONFLICT)
 _ABORTED = Outcome(ScsiStatus.TASK_ABORTED)
 
 
-def _attached(unit: "LogicalUnit", ports: Ports) -> list[Nexus]:
-    """The session of that name, if it is there."""
-    return [nexus for nexus in unit.nexuses if ports_of(nexus) == ports]
-
-
 def _of(unit: "LogicalUnit") -> Reservations:
     reservations = unit.reservations
     assert isinstance(reservations, Reservations)
+    reservations.units.add(unit)
     return reservations
 
 

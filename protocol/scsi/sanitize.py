@@ -1,8 +1,8 @@
 """SANITIZE: make everything on the medium unreadable, in the background, to the end.
 
 An operation is a small record that is kept before it starts and forgotten when it is done, so it survives
-resets, lost sessions and restarts of the daemon: ``resume`` goes on where the record says. While it runs, or
-after it has failed, the unit is locked, and the lock is the ``Operation`` itself.
+resets, lost sessions and restarts of the daemon: ``resume`` begins it again. While it runs, or after it has
+failed, every unit that shows the extent is locked, and the lock is the ``Operation`` itself.
 
 Nothing encrypts here, so CRYPTOGRAPHIC ERASE erases blocks: what it promises, that nothing written before can
 be read back, holds. BLOCK ERASE unmaps; only OVERWRITE writes every block in place. What a host file system
@@ -20,15 +20,26 @@ from enum import IntEnum
 from threading import Event
 from typing import TYPE_CHECKING
 
+from protocol.scsi.block import medium, set_range
 from protocol.scsi.limits import COPY_CHUNK_BYTES, SPACE_CHUNK_BYTES, pieces
 from protocol.scsi.request import GOOD, Outcome, Request
+from protocol.scsi.reservations import Reservations
 from protocol.scsi.sense import CheckCondition, Sense
 from storage.base import Backend
 
 if TYPE_CHECKING:
     from protocol.scsi.device import LogicalUnit
 
-__all__ = ["KEPT_AS", "Action", "Operation", "exit_failure_mode", "prepare_sanitize", "resume", "sanitize"]
+__all__ = [
+    "KEPT_AS",
+    "Action",
+    "Operation",
+    "exit_failure_mode",
+    "prepare_sanitize",
+    "resume",
+    "sanitize",
+    "stop",
+]
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +51,7 @@ OVERWRITE_SECONDS = 8.0
 one that is over before they look is taken for one that never ran."""
 
 _STEPS = 64
-"""An OVERWRITE pauses after each of so many parts of its work, and then notes where it is."""
+"""An OVERWRITE pauses after each of so many parts of its work."""
 
 
 class Action(IntEnum):
@@ -107,14 +118,14 @@ class Plan:
 class Operation:
     """One SANITIZE, under way or failed. It is what the unit is locked with."""
 
-    def __init__(self, plan: Plan, *, least_s: float = OVERWRITE_SECONDS) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.least_s = least_s
+        self.least_s = OVERWRITE_SECONDS
         self.total = 1
         self.done = 0
         """Of ``total`` bytes; written by the worker, read by everybody."""
         self.stopped = Event()
-        """The daemon is closing: give up; the kept record goes on at the next start."""
+        """The daemon is closing: give up; the kept record begins again at the next start."""
 
     def __call__(self) -> CheckCondition:
         """Why the unit refuses a command: SANITIZE IN PROGRESS with its progress, or SANITIZE FAILED."""
@@ -178,12 +189,23 @@ class Operation:
 def prepare_sanitize(unit: "LogicalUnit", request: Request) -> None:
     """PARAMETER LIST LENGTH: for OVERWRITE a header and a pattern of a block at most, else none."""
     length = int.from_bytes(request.cdb[7:9], "big")
-    if request.cdb[1] & 0x1F == Action.OVERWRITE:
+    action = request.cdb[1] & 0x1F
+    if action != Action.EXIT_FAILURE_MODE:
+        _check_idle(unit)
+        set_range(unit, request, 0, unit.blocks)
+    if action == Action.OVERWRITE:
         if not _HEADER_BYTES < length <= _HEADER_BYTES + unit.block_size:
             raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=7)
     elif length:
         raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=7)
     request.transfer_length = length
+
+
+def _check_idle(unit: "LogicalUnit") -> None:
+    """Nothing has the unit locked, unless it is an operation that failed."""
+    under_way = unit.locked
+    if under_way is not None and not (isinstance(under_way, Operation) and under_way.plan.failed):
+        raise under_way()
 
 
 def _plan(unit: "LogicalUnit", request: Request) -> Plan:
@@ -208,19 +230,16 @@ def _plan(unit: "LogicalUnit", request: Request) -> Plan:
 def sanitize(unit: "LogicalUnit", request: Request) -> Outcome | None:
     """OVERWRITE, BLOCK ERASE, CRYPTOGRAPHIC ERASE. With IMMED it is answered when it has been kept, else when
     it is done; either way nothing that happens to the command or its session stops it."""
-    under_way = unit.locked
-    if under_way is not None and not (isinstance(under_way, Operation) and under_way.plan.failed):
-        raise under_way()
-    if unit.backend is None:
-        raise CheckCondition(Sense.MEDIUM_NOT_PRESENT)
+    _check_idle(unit)  # another may have begun since this one was let in
+    medium(unit)
     operation = Operation(_plan(unit, request))
     immediate = bool(request.cdb[1] & _IMMED)
-    unit.lock(operation)  # from here on nothing is let in
+    _lock(unit, operation)  # from here on nothing is let in
 
     def kept(error: Exception | None) -> None:
         if error is not None:
             log.error("%s: SANITIZE could not be stored, and is not begun: %s", unit.config.name, error)
-            unit.unlock()
+            _lock(unit, None)
             unit.complete(request, unit.check(CheckCondition(Sense.INTERNAL_TARGET_FAILURE)))
             return
         _start(unit, operation, None if immediate else request)
@@ -245,34 +264,66 @@ def exit_failure_mode(unit: "LogicalUnit", request: Request) -> Outcome | None:
         if error is not None:
             unit.complete(request, unit.check(CheckCondition(Sense.INTERNAL_TARGET_FAILURE)))
             return
-        unit.unlock()
+        _lock(unit, None)
         unit.complete(request, GOOD)
 
     _keep(unit, None, kept)
     return None
 
 
-def resume(unit: "LogicalUnit") -> Operation | None:
-    """Go on with what the daemon's end has interrupted. Called when a unit has been opened with its medium.
+def resume(unit: "LogicalUnit") -> None:
+    """Begin again what the end of the daemon has interrupted.
+
+    To be called for each unit when it is made, with its medium, after it was added to ``Reservations.units``.
 
     Raises:
         ValueError: what was kept cannot be read.
     """
+    for shown in _units(unit):
+        if isinstance(shown.locked, Operation):
+            unit.lock(shown.locked)
+            return
     stored = unit.kept.get(KEPT_AS)
     if not stored or unit.backend is None:
-        return None
+        return
     operation = Operation(Plan.restore(stored))
-    unit.lock(operation)
+    _lock(unit, operation)
     if not operation.plan.failed:
         _start(unit, operation, None)
-    return operation
+
+
+def stop(unit: "LogicalUnit") -> None:
+    """The daemon is closing: end the work soon, and leave the record for ``resume``."""
+    if isinstance(unit.locked, Operation):
+        unit.locked.stopped.set()
+
+
+def _units(unit: "LogicalUnit") -> "set[LogicalUnit]":
+    """All units that show the same extent."""
+    reservations = unit.reservations
+    return {unit, *reservations.units} if isinstance(reservations, Reservations) else {unit}
+
+
+def _lock(unit: "LogicalUnit", operation: Operation | None) -> None:
+    for shown in _units(unit):
+        if operation is None:
+            shown.unlock()
+        else:
+            shown.lock(operation)
 
 
 def _keep(unit: "LogicalUnit", plan: Plan | None, done: Callable[[Exception | None], None]) -> None:
+    value = plan.export() if plan is not None else b""
+
+    def kept(error: Exception | None) -> None:
+        if error is None:
+            unit.kept[KEPT_AS] = value
+        done(error)
+
     if unit.keep is None:
         done(None)
     else:
-        unit.keep(KEPT_AS, plan.export() if plan is not None else b"", done)
+        unit.keep(KEPT_AS, value, kept)
 
 
 def _start(unit: "LogicalUnit", operation: Operation, request: Request | None) -> None:
@@ -294,13 +345,13 @@ def _start(unit: "LogicalUnit", operation: Operation, request: Request | None) -
     def done(outcome: Outcome) -> None:
         failed = operation.plan.failed
         if operation.stopped.is_set() and not failed:
-            return  # the record stays, and the next start goes on
+            return  # the record stays, and the next start begins again
 
         def kept(error: Exception | None) -> None:
             if error is not None:
                 log.error("%s: the end of SANITIZE could not be stored: %s", unit.config.name, error)
             if not failed:
-                unit.unlock()
+                _lock(unit, None)
             if request is not None:
                 unit.complete(request, outcome)
 

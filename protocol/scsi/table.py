@@ -66,6 +66,7 @@ _sanitize = partial(
     body=sanitize.sanitize,
     needs=Needs.MEDIUM | Needs.WRITABLE,  # not READY: it may follow one that failed
     prepare=sanitize.prepare_sanitize,
+    exclusive=True,  # what runs when it comes must not write behind it
     timeout_s=LONG_S,
 )
 
