@@ -137,5 +137,7 @@ def set_up(level: str = "info", style: str = "text", stream: TextIO | None = Non
     root.addHandler(handler)
     root.setLevel(level.upper())
     logging.captureWarnings(True)
+    for chatty in ("alembic", "aiosqlite", "sqlalchemy", "asyncio"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
     # A peer that goes away while a line is written is no reason to print a traceback about logging.
     logging.raiseExceptions = False

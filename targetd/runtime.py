@@ -466,7 +466,12 @@ class Runtime:
             await asyncio.sleep(0.05)
 
     def _session_ended(self, session: Session) -> None:
-        log.info("session of %s ended: %s", session.initiator_name, session.ended)
+        log.info(
+            "%s left %s: %s",
+            session.initiator_name,
+            session.grant.target_name or "discovery",
+            session.ended,
+        )
         self._announce("session.end", id=session.id, initiator=session.initiator_name, reason=session.ended)
 
     # -- housekeeping -------------------------------------------------------------------------

@@ -245,7 +245,7 @@ def _logged_in(channel: Channel, event: LoggedIn) -> None:
 
 
 def _logged_out(channel: Channel, event: LoggedOut) -> None:
-    log.info("%s: %s logged out", channel, event.session.initiator_name)
+    """The end of the session tells it."""
 
 
 def _login_refused(channel: Channel, event: LoginRefused) -> None:
@@ -361,10 +361,10 @@ class Server:
         """A channel has closed."""
         self.channels.discard(channel)
         session = channel.connection.session
-        if session is not None:
-            log.info("%s: connection of %s closed: %s", channel, session.initiator_name, reason)
-        else:
+        if session is None:
             log.debug("%s: closed before login: %s", channel, reason)
+        elif not session.ended:  # the end of a session is told once, by whoever is told of it
+            log.info("%s: connection of %s closed: %s", channel, session.initiator_name, reason)
 
     def _tick(self) -> None:
         now = self.loop.time()
