@@ -135,7 +135,7 @@ class Results:
         key = (nexus, list_identifier)
         before = self._kept.get(key)
         if before is not None and before.outcome is None:
-            raise CheckCondition(Sense.OPERATION_IN_PROGRESS)
+            raise CheckCondition(Sense.LIST_IDENTIFIER_IN_USE)
         for stale in [stale for stale in self._kept if stale[0] not in unit.nexuses]:
             del self._kept[stale]
         self._kept.pop(key, None)
