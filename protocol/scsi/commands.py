@@ -121,6 +121,8 @@ class Command:
     """Moves user data from the medium: counted as such."""
     writes: bool = field(init=False)
     """Moves user data to the medium."""
+    takes_parameters: bool = field(init=False)
+    """Data-Out that is no user data: a parameter list."""
     changes: bool = field(init=False)
     """May change the medium: when aborted it may still land, so nobody may pass it."""
 
@@ -141,6 +143,7 @@ class Command:
         ranged = bool(self.needs & Needs.LBA_RANGE)
         put(self, "reads", ranged and self.data is Data.IN)
         changes = bool(self.needs & Needs.WRITABLE)
+        put(self, "takes_parameters", not ranged and self.data is Data.OUT)
         put(self, "writes", ranged and self.data is Data.OUT and changes)
         put(self, "changes", changes)
 

@@ -119,6 +119,8 @@ class TaskSet(ABC):
         self._waiting[request] = None
         self._crowded = True
         self._advance()
+        if request in self._waiting:
+            request.hold()
         return None
 
     def _withdraw(self, request: Request) -> None:

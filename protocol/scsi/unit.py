@@ -224,6 +224,8 @@ class LogicalUnit(TaskSet):
         """Run it here if it can be run here; None: it is under way."""
         try:
             if row.inline:
+                if row.takes_parameters:
+                    request.hold()  # the body may answer later, and look at its list again then
                 outcome = row.body(self, request)
                 if outcome is None and request in self.tasks:  # it may have ended meanwhile
                     self._running[request] = None
@@ -236,6 +238,7 @@ class LogicalUnit(TaskSet):
                     return outcome
         except Exception as error:
             return self.failed(request, error)
+        request.hold()
         self._running[request] = None
         if row.exclusive:
             self._bar(request)
