@@ -82,8 +82,8 @@ class Endpoint:
         self.events: list[object] = []
         """All but commands, as they came."""
 
-    def receive_data(self, data: memoryview) -> None:
-        self.connection.receive_data(data, self._target.now)
+    def receive_data(self, view: memoryview, now: float) -> None:
+        self.connection.receive_data(view, self._target.now)
 
     def data_to_send(self) -> list[Any]:
         return self.connection.data_to_send()
