@@ -296,7 +296,7 @@ def start_stop_unit(unit: "LogicalUnit", request: Request) -> Outcome | None:
 
     def move() -> Outcome:
         if eject_or_load:
-            unit.load(bool(start))
+            unit.load(bool(start), request.nexus)
         return GOOD
 
     if start or no_flush or not unit.medium_present:

@@ -164,10 +164,10 @@ class LogicalUnit(TaskSet):
         self.locked = None
         self._relack()
 
-    def load(self, loaded: bool) -> None:
-        """Load or eject the medium of a removable unit; the rest of the nexuses learn of a load."""
+    def load(self, loaded: bool, by: Nexus) -> None:
+        """Load or eject the medium of a removable unit; all nexuses but the one that loaded it are told."""
         if loaded and not self.loaded:
-            self.raise_attention(Sense.MEDIUM_MAY_HAVE_CHANGED)
+            self.raise_attention(Sense.MEDIUM_MAY_HAVE_CHANGED, except_nexus=by)
             self.load_cycles += 1
         self.loaded = loaded
         self._relack()
