@@ -1,4 +1,4 @@
-"""Bodies of the SBC commands: what a CDB means for the bytes of the medium.
+"""Bodies of the SBC commands that move, compare or combine data: what a CDB means for the bytes of a medium.
 
 Each command is up to three functions, named in its row of ``table.py``: ``prepare_…`` decodes the CDB
 when the header arrives and checks range and limits; ``…_nowait`` does it on the event loop if that needs
@@ -25,15 +25,10 @@ from typing import TYPE_CHECKING
 from protocol.enums import ScsiStatus
 from protocol.scsi.limits import (
     COPY_CHUNK_BYTES,
-    LBA_STATUS_DESCRIPTORS,
     MAXIMUM_ATOMIC_BLOCKS,
     MAXIMUM_COMPARE_AND_WRITE_BLOCKS,
     MAXIMUM_TRANSFER_BYTES,
-    MAXIMUM_UNMAP_BLOCKS,
-    MAXIMUM_UNMAP_DESCRIPTORS,
-    MAXIMUM_WRITE_SAME_BLOCKS,
     PREFETCH_BYTES,
-    SPACE_CHUNK_BYTES,
     pieces,
 )
 from protocol.scsi.request import GOOD, Buffer, Outcome, Request
@@ -44,38 +39,33 @@ if TYPE_CHECKING:
     from protocol.scsi.device import LogicalUnit
 
 __all__ = [
+    "ABORTED",
     "compare_and_write",
     "compare_and_write_nowait",
-    "get_lba_status",
+    "decode",
     "medium",
     "orwrite",
     "prefetch",
     "prefetch_nowait",
     "prepare_compare_and_write",
-    "prepare_get_lba_status",
     "prepare_range",
     "prepare_rw",
     "prepare_rw6",
-    "prepare_unmap",
     "prepare_verify",
     "prepare_write_and_verify",
     "prepare_write_atomic",
-    "prepare_write_same",
     "read",
-    "read_capacity10",
-    "read_capacity16",
-    "read_defect_data10",
-    "read_defect_data12",
     "read_nowait",
+    "received",
+    "set_range",
+    "set_rest",
     "synchronize_cache",
     "synchronize_cache_nowait",
-    "unmap",
     "verify",
     "write",
     "write_and_verify",
     "write_atomic",
     "write_nowait",
-    "write_same",
 ]
 
 ABORTED = Outcome(ScsiStatus.TASK_ABORTED)
@@ -84,8 +74,6 @@ CONDITION_MET = Outcome(ScsiStatus.CONDITION_MET)
 
 FUA = 0x08
 IMMED = 0x02
-UNMAP = 0x08
-NDOB = 0x01
 WRITE_6 = 0x0A
 
 # Where a CDB has its LBA and its number of blocks, by CDB length:
@@ -133,7 +121,7 @@ def set_rest(unit: "LogicalUnit", request: Request, lba: int, blocks: int) -> No
     set_range(unit, request, lba, blocks or max(0, unit.blocks - lba))
 
 
-def _decode(cdb: bytes) -> tuple[int, int, int, int]:
+def decode(cdb: bytes) -> tuple[int, int, int, int]:
     """Byte 1, LBA, number of blocks, and the byte of that number, of a 10, 12 or 16 byte CDB."""
     unpack, _, blocks_at = _BY_GROUP[cdb[0] >> 5]
     return (*unpack(cdb[:16]), blocks_at)
@@ -183,7 +171,7 @@ def read(unit: "LogicalUnit", request: Request) -> Outcome:
     return Outcome(ScsiStatus.GOOD, backend.read(request.offset, request.length))
 
 
-def _data(request: Request, length: int) -> Buffer:
+def received(request: Request, length: int) -> Buffer:
     """The Data-Out that counts: what came, but no more than ``length`` bytes."""
     data = request.data_out
     return data if len(data) <= length else memoryview(data)[:length]
@@ -213,7 +201,7 @@ def write_nowait(unit: "LogicalUnit", request: Request) -> Outcome | None:
 def write(unit: "LogicalUnit", request: Request) -> Outcome:
     """WRITE: as much Data-Out as came, up to the transfer length."""
     backend = medium(unit)
-    data = _data(request, request.length)
+    data = received(request, request.length)
     if len(data):
         backend.write(request.offset, data, durable=_durable(unit, request))
     return GOOD
@@ -240,7 +228,7 @@ def write_atomic(unit: "LogicalUnit", request: Request) -> Outcome:
     if len(request.data_out) < request.length:
         raise CheckCondition(Sense.INVALID_INFORMATION_UNIT)
     if request.length:
-        medium(unit).write(request.offset, _data(request, request.length), durable=True)
+        medium(unit).write(request.offset, received(request, request.length), durable=True)
     return GOOD
 
 
@@ -256,7 +244,7 @@ def _byte_check(cdb: bytes) -> int:
 
 def prepare_verify(unit: "LogicalUnit", request: Request) -> None:
     """VERIFY(10), (12), (16). BYTCHK 00b takes no Data-Out: if some is sent all the same, it is ignored."""
-    _, lba, blocks, blocks_at = _decode(request.cdb)
+    _, lba, blocks, blocks_at = decode(request.cdb)
     set_range(unit, request, lba, blocks)
     check = _byte_check(request.cdb)
     if check == _COMPARE_ALL:
@@ -276,7 +264,7 @@ def verify(unit: "LogicalUnit", request: Request) -> Outcome:
     length = request.length
     if check == _COMPARE_NONE:
         return _read_through(backend, request)
-    data = memoryview(_data(request, request.transfer_length))
+    data = memoryview(received(request, request.transfer_length))
     if check == _COMPARE_ONE_BLOCK:
         if len(data) < request.transfer_length:
             raise CheckCondition(Sense.INVALID_INFORMATION_UNIT)
@@ -317,7 +305,7 @@ def _compare_one_block(backend: Backend, request: Request, block: bytes) -> Outc
 
 def prepare_write_and_verify(unit: "LogicalUnit", request: Request) -> None:
     """WRITE AND VERIFY(10), (12), (16); BYTCHK 0 or 1."""
-    _, lba, blocks, blocks_at = _decode(request.cdb)
+    _, lba, blocks, blocks_at = decode(request.cdb)
     set_range(unit, request, lba, blocks)
     if _byte_check(request.cdb) not in (_COMPARE_NONE, _COMPARE_ALL):
         raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=1, bit=2)
@@ -329,7 +317,7 @@ def prepare_write_and_verify(unit: "LogicalUnit", request: Request) -> None:
 def write_and_verify(unit: "LogicalUnit", request: Request) -> Outcome:
     """WRITE AND VERIFY: to the medium whatever WCE says, then read again, and compared with BYTCHK 1."""
     backend = medium(unit)
-    data = memoryview(_data(request, request.length))
+    data = memoryview(received(request, request.length))
     if not len(data):
         return GOOD
     backend.write(request.offset, data, durable=True)
@@ -405,7 +393,7 @@ def compare_and_write(unit: "LogicalUnit", request: Request) -> Outcome:
 def orwrite(unit: "LogicalUnit", request: Request) -> Outcome:
     """ORWRITE(16): the medium becomes itself or the Data-Out, bit by bit; the row is exclusive."""
     backend = medium(unit)
-    data = memoryview(_data(request, request.length))
+    data = memoryview(received(request, request.length))
     durable = _durable(unit, request)
     for offset, size in pieces(request.offset, len(data), COPY_CHUNK_BYTES):
         if request.aborted:
@@ -417,145 +405,12 @@ def orwrite(unit: "LogicalUnit", request: Request) -> Outcome:
     return GOOD
 
 
-# -- WRITE SAME, UNMAP (SBC-3 §5.28, §5.40, §5.41) ---------------------------------------------------
-
-
-def prepare_write_same(unit: "LogicalUnit", request: Request) -> None:
-    """WRITE SAME(10) and (16): zero blocks are all to the end (WSNZ=0), if that is not too many.
-
-    One block of Data-Out or, with NDOB, none. Data-Out of another size is refused: there is nothing it
-    could mean.
-    """
-    cdb = request.cdb
-    flags, lba, blocks, blocks_at = _decode(cdb)
-    set_rest(unit, request, lba, blocks)
-    if request.length > MAXIMUM_WRITE_SAME_BLOCKS * unit.block_size:
-        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=blocks_at)
-    if flags & UNMAP and not unit.thin:  # LBPWS and LBPWS10 are 0
-        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=1, bit=3)
-    if not flags & NDOB:
-        request.transfer_length = unit.block_size
-        if request.expected_out != unit.block_size:
-            raise CheckCondition(Sense.INVALID_INFORMATION_UNIT)
-
-
-def write_same(unit: "LogicalUnit", request: Request) -> Outcome:
-    """WRITE SAME. With UNMAP the blocks are given back and read as zeros, whatever the Data-Out holds.
-
-    SBC-3 §4.7.3.4.4 would have a pattern other than zeros written; no initiator sends one with UNMAP, other
-    targets give the blocks back, and libiscsi's suite expects just that.
-    """
-    backend = medium(unit)
-    flags = request.cdb[1]
-    pattern = b""
-    if not flags & NDOB:
-        pattern = bytes(_data(request, unit.block_size))
-        if len(pattern) < unit.block_size:
-            raise CheckCondition(Sense.INVALID_INFORMATION_UNIT)
-    give_back = flags & UNMAP and backend.capabilities.unmap_reads_zero
-    if flags & UNMAP or not any(pattern):
-        clear = backend.unmap if give_back else backend.write_zeroes
-        finished = _clear(request, clear, request.offset, request.length)
-    else:
-        finished = _fill(backend, request, pattern)
-    if not finished:
-        return ABORTED
-    if not unit.write_cache and request.length:
-        backend.flush(request.offset, request.length)
-    return GOOD
-
-
-def _clear(request: Request, clear: Callable[[int, int], None], offset: int, length: int) -> bool:
-    """``clear`` a range in pieces; False: aborted."""
-    for at, size in pieces(offset, length, SPACE_CHUNK_BYTES):
-        if request.aborted:
-            return False
-        clear(at, size)
-    return True
-
-
-def _fill(backend: Backend, request: Request, pattern: bytes) -> bool:
-    """Write a block over and over; False: aborted."""
-    data = memoryview(pattern * max(1, min(COPY_CHUNK_BYTES, request.length) // len(pattern)))
-    done = 0
-    while done < request.length:
-        if request.aborted:
-            return False
-        size = min(len(data), request.length - done)
-        backend.write(request.offset + done, data[:size])
-        done += size
-    return True
-
-
-_UNMAP_HEADER_BYTES = 8
-_UNMAP_DESCRIPTOR = Struct("!QI4x")
-
-
-def prepare_unmap(unit: "LogicalUnit", request: Request) -> None:
-    """UNMAP: only the parameter list tells the ranges, so it counts for all of the medium."""
-    length = int.from_bytes(request.cdb[7:9], "big")
-    if 0 < length < _UNMAP_HEADER_BYTES:
-        raise CheckCondition(Sense.PARAMETER_LIST_LENGTH_ERROR, field=7)
-    request.transfer_length = length
-    set_range(unit, request, 0, unit.blocks)
-
-
-def unmap_ranges(unit: "LogicalUnit", parameters: Buffer) -> list[tuple[int, int]]:
-    """The ranges of an UNMAP parameter list (SBC-3 §5.28.2) in bytes: sorted, merged, none empty.
-
-    All descriptors are checked before the first is acted on. Merging lets neighbours that are each too
-    small for the unmap granularity be given back together. Truncated descriptors are ignored.
-    """
-    parameters = bytes(parameters)
-    if not parameters:
-        return []
-    if len(parameters) < _UNMAP_HEADER_BYTES:
-        raise CheckCondition(Sense.PARAMETER_LIST_LENGTH_ERROR)
-    listed = min(int.from_bytes(parameters[2:4], "big"), len(parameters) - _UNMAP_HEADER_BYTES)
-    count = listed // _UNMAP_DESCRIPTOR.size
-    if count > MAXIMUM_UNMAP_DESCRIPTORS:
-        raise CheckCondition(Sense.INVALID_FIELD_IN_PARAMETER_LIST, field=2, in_parameters=True)
-    ranges = []
-    total = 0
-    for index in range(count):
-        at = _UNMAP_HEADER_BYTES + index * _UNMAP_DESCRIPTOR.size
-        lba, blocks = _UNMAP_DESCRIPTOR.unpack_from(parameters, at)
-        if lba + blocks > unit.blocks:
-            raise CheckCondition(Sense.LBA_OUT_OF_RANGE, field=at, in_parameters=True)
-        total += blocks
-        if total > MAXIMUM_UNMAP_BLOCKS:
-            raise CheckCondition(Sense.INVALID_FIELD_IN_PARAMETER_LIST, field=at + 8, in_parameters=True)
-        if blocks:
-            ranges.append((lba * unit.block_size, blocks * unit.block_size))
-    ranges.sort()
-    merged: list[tuple[int, int]] = []
-    for offset, length in ranges:
-        if merged and offset <= sum(merged[-1]):
-            before, size = merged[-1]
-            merged[-1] = before, max(size, offset + length - before)
-        else:
-            merged.append((offset, length))
-    return merged
-
-
-def unmap(unit: "LogicalUnit", request: Request) -> Outcome:
-    """UNMAP. Pieces below the unmap granularity are zeroed by the backend, not given back (LBPRZ=1)."""
-    backend = medium(unit)
-    ranges = unmap_ranges(unit, _data(request, request.transfer_length))
-    for offset, length in ranges:
-        if not _clear(request, backend.unmap, offset, length):
-            return ABORTED
-    if ranges and not unit.write_cache:
-        backend.flush()
-    return GOOD
-
-
 # -- caches (SBC-3 §5.8, §5.9, §5.26, §5.27) ---------------------------------------------------------
 
 
 def prepare_range(unit: "LogicalUnit", request: Request) -> None:
     """PRE-FETCH(10), (16) and SYNCHRONIZE CACHE(10), (16): a range; zero blocks are all to the end."""
-    _, lba, blocks, _ = _decode(request.cdb)
+    _, lba, blocks, _ = decode(request.cdb)
     set_rest(unit, request, lba, blocks)
 
 
@@ -618,99 +473,3 @@ def prefetch(unit: "LogicalUnit", request: Request) -> Outcome:
             return ABORTED
         backend.read(offset, size)
     return _prefetched(request)
-
-
-# -- what the medium is like (SBC-3 §5.5, §5.15 to 5.18) ---------------------------------------------
-
-
-def prepare_get_lba_status(unit: "LogicalUnit", request: Request) -> None:
-    """GET LBA STATUS: from an LBA that exists, as far as it goes."""
-    lba = int.from_bytes(request.cdb[2:10], "big")
-    if lba >= unit.blocks:
-        raise CheckCondition(Sense.LBA_OUT_OF_RANGE, field=2)
-    set_range(unit, request, lba, unit.blocks - lba)
-
-
-_MAPPED, _DEALLOCATED = 0, 1
-_STATUS_DESCRIPTOR = Struct("!QIB3x")
-
-
-def get_lba_status(unit: "LogicalUnit", request: Request) -> Outcome:
-    """GET LBA STATUS: runs of blocks of one state, neighbours never of the same one.
-
-    A block is mapped if any byte of it is. Without a truthful map everything is mapped (SBC-3 §4.7.2).
-    """
-    backend = medium(unit)
-    allocation = int.from_bytes(request.cdb[10:14], "big")
-    wanted = min(LBA_STATUS_DESCRIPTORS, max(1, (allocation - 8) // _STATUS_DESCRIPTOR.size))
-    block_size = unit.block_size
-    states: list[list[int]] = []  # [first block, block after the last, state]
-    if unit.thin and backend.capabilities.map_query:
-        for run in backend.runs(request.offset, request.length):
-            if request.aborted:
-                return ABORTED
-            end = run.offset + run.length
-            if run.mapped:
-                first, last, state = run.offset // block_size, -(-end // block_size), _MAPPED
-            else:
-                first, last, state = -(-run.offset // block_size), end // block_size, _DEALLOCATED
-            if states:
-                first = max(first, states[-1][1])
-            if first >= last:
-                continue
-            if states and states[-1][2] == state:
-                states[-1][1] = last
-            elif len(states) == wanted:
-                break
-            else:
-                states.append([first, last, state])
-    else:
-        states.append([request.offset // block_size, unit.blocks, _MAPPED])
-    descriptors = bytearray()
-    for first, last, state in states:
-        for at, blocks in _split(first, last):
-            descriptors += _STATUS_DESCRIPTOR.pack(at, blocks, state)
-    length = 4 + len(descriptors)
-    return Outcome(data_in=(length.to_bytes(4, "big") + bytes(4) + descriptors)[:allocation])
-
-
-def _split(first: int, last: int) -> list[tuple[int, int]]:
-    """A run in descriptors of 32 bit counts."""
-    most = 0xFFFFFFFF
-    return [(at, min(most, last - at)) for at in range(first, last, most)]
-
-
-def read_capacity10(unit: "LogicalUnit", request: Request) -> Outcome:
-    """READ CAPACITY(10): FFFFFFFFh says that READ CAPACITY(16) knows."""
-    medium(unit)
-    last = min(unit.blocks - 1, 0xFFFFFFFF)
-    return Outcome(data_in=max(0, last).to_bytes(4, "big") + unit.block_size.to_bytes(4, "big"))
-
-
-_LBPME, _LBPRZ = 0x80, 0x40
-
-
-def read_capacity16(unit: "LogicalUnit", request: Request) -> Outcome:
-    """READ CAPACITY(16): no protection; LBPPBE and LBPME, LBPRZ as they are; LOWEST ALIGNED LBA 0."""
-    backend = medium(unit)
-    data = bytearray(32)
-    data[0:8] = max(0, unit.blocks - 1).to_bytes(8, "big")
-    data[8:12] = unit.block_size.to_bytes(4, "big")
-    data[13] = unit.config.physical_block_exponent
-    if unit.thin:
-        data[14] = _LBPME | (_LBPRZ if backend.capabilities.unmap_reads_zero else 0)
-    return Outcome(data_in=bytes(data[: int.from_bytes(request.cdb[10:14], "big")]))
-
-
-def read_defect_data10(unit: "LogicalUnit", request: Request) -> Outcome:
-    """READ DEFECT DATA(10): the lists asked for are there and empty, in the format asked for."""
-    cdb = request.cdb
-    data = bytes((0, cdb[2] & 0x1F, 0, 0))
-    return Outcome(data_in=data[: int.from_bytes(cdb[7:9], "big")])
-
-
-def read_defect_data12(unit: "LogicalUnit", request: Request) -> Outcome:
-    """READ DEFECT DATA(12): likewise, with a longer header and a generation that never changes."""
-    cdb = request.cdb
-    data = bytes((0, cdb[1] & 0x1F)) + bytes(6)
-    return Outcome(data_in=data[: int.from_bytes(cdb[6:10], "big")])

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from protocol.scsi import block, control, inquiry, log, mode, reservations, sanitize, thirdparty
+from protocol.scsi import block, control, inquiry, log, mode, provisioning, reservations, sanitize, thirdparty
 from protocol.scsi.commands import Access, Body, Command, Data, Needs, Row, Runs
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ _verify = partial(
 _write_and_verify = partial(_out, needs=WRITABLE, runs=Runs.WORKER, prepare=block.prepare_write_and_verify)
 _modify = partial(_out, needs=WRITABLE, runs=Runs.WORKER, exclusive=True)
 _write_same = partial(
-    _out, needs=WRITABLE, runs=Runs.WORKER, prepare=block.prepare_write_same, timeout_s=LONG_S
+    _out, needs=WRITABLE, runs=Runs.WORKER, prepare=provisioning.prepare_write_same, timeout_s=LONG_S
 )
 _prefetch = partial(
     _row,
@@ -248,15 +248,15 @@ ROWS: tuple[Command, ...] = (
         prepare=block.prepare_compare_and_write,
     ),
     _modify("ORWRITE(16)", "8B18FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.orwrite, prepare=block.prepare_rw),
-    _write_same("WRITE SAME(10)", "4108FFFFFFFF1FFFFF00", block.write_same),
-    _write_same("WRITE SAME(16)", "9309FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.write_same),
+    _write_same("WRITE SAME(10)", "4108FFFFFFFF1FFFFF00", provisioning.write_same),
+    _write_same("WRITE SAME(16)", "9309FFFFFFFFFFFFFFFFFFFFFFFF1F00", provisioning.write_same),
     _out(
         "UNMAP",
         "420000000000 1FFFFF00",
-        block.unmap,
+        provisioning.unmap,
         needs=WRITABLE,
         runs=Runs.WORKER,
-        prepare=block.prepare_unmap,
+        prepare=provisioning.prepare_unmap,
         offered=_thin,
         timeout_s=LONG_S,
     ),
@@ -283,20 +283,25 @@ ROWS: tuple[Command, ...] = (
         access=Access.START_STOP,
         timeout_s=LONG_S,
     ),
-    _capacity("READ CAPACITY(10)", "25000000000000000000", block.read_capacity10),
-    _capacity("READ CAPACITY(16)", "9E100000000000000000FFFFFFFF0000", block.read_capacity16, 0x10),
+    _capacity("READ CAPACITY(10)", "25000000000000000000", provisioning.read_capacity10),
+    _capacity("READ CAPACITY(16)", "9E100000000000000000FFFFFFFF0000", provisioning.read_capacity16, 0x10),
     _capacity(
         "GET LBA STATUS",
         "9E12FFFFFFFFFFFFFFFFFFFFFFFF0000",
-        block.get_lba_status,
+        provisioning.get_lba_status,
         0x12,
         access=Access.READ,
         runs=Runs.WORKER,
-        prepare=block.prepare_get_lba_status,
+        prepare=provisioning.prepare_get_lba_status,
     ),
-    _capacity("READ DEFECT DATA(10)", "37001F00000000FFFF00", block.read_defect_data10, access=Access.READ),
     _capacity(
-        "READ DEFECT DATA(12)", "B71FFFFFFFFFFFFFFFFF0000", block.read_defect_data12, access=Access.READ
+        "READ DEFECT DATA(10)", "37001F00000000FFFF00", provisioning.read_defect_data10, access=Access.READ
+    ),
+    _capacity(
+        "READ DEFECT DATA(12)",
+        "B71FFFFFFFFFFFFFFFFF0000",
+        provisioning.read_defect_data12,
+        access=Access.READ,
     ),
 )
 
