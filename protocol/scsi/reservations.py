@@ -295,9 +295,9 @@ def persistent_reserve_out(unit: "LogicalUnit", request: Request) -> Outcome | N
     """PERSISTENT RESERVE OUT, every service action; None: it is being kept, GOOD follows."""
     reservations = _of(unit)
     action = Action(request.cdb[1] & 0x1F)
+    order = _decode(unit, request, action)  # now: the Data-Out may be borrowed
 
     def step() -> Outcome | None:
-        order = _decode(unit, request, action)
         return reservations.change(unit, request, ACTIONS[action](reservations.state, order))
 
     return reservations.in_turn(unit, request, step)
