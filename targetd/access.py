@@ -25,7 +25,7 @@ from targetd.model import (
     split_list,
 )
 
-__all__ = ["PortalAuthorizer", "View"]
+__all__ = ["PortalAuthorizer", "View", "credentials_of", "in_networks"]
 
 METHODS: dict[AuthChoice, AuthMethod] = {
     "None": AuthMethod.NONE,
@@ -77,7 +77,7 @@ class PortalAuthorizer:
             methods=METHODS[choice],
             offer=_offer(config),
             target_portal_group_tag=portal.id,
-            credentials=_credentials(config, choice, tag),
+            credentials=credentials_of(config, choice, tag),
         )
 
     def target(self, initiator_name: str, target_name: str) -> Grant | Refusal:
@@ -97,7 +97,7 @@ class PortalAuthorizer:
             target_portal_group_tag=self._portal_id,
             target_name=target_name.lower(),
             target_alias=target.alias or "",
-            credentials=_credentials(config, group.auth_method, group.auth_group),
+            credentials=credentials_of(config, group.auth_method, group.auth_group),
             queue_depth=target.queue_depth,
             target=live,
         )
@@ -141,7 +141,7 @@ class PortalAuthorizer:
             verdict = _match_name(members, initiator_name)
             if verdict is False:
                 return f"initiator group {members.tag} denies {initiator_name} by name"
-            if verdict and _match_network(members, self._peer_host):
+            if verdict and in_networks(members.auth_network, self._peer_host):
                 return group
         return f"no initiator group of target {name} allows {initiator_name} from {self._peer_host}"
 
@@ -175,7 +175,8 @@ def _offer(config: Configuration) -> Offer:
     )
 
 
-def _credentials(config: Configuration, choice: AuthChoice, tag: int | None) -> tuple[Credential, ...]:
+def credentials_of(config: Configuration, choice: AuthChoice, tag: int | None) -> tuple[Credential, ...]:
+    """The users of a tag, if the method asks for any."""
     if choice == "None" or tag is None:
         return ()
     return tuple(
@@ -199,9 +200,9 @@ def _match_name(group: InitiatorGroup, initiator_name: str) -> bool | None:
     return None
 
 
-def _match_network(group: InitiatorGroup, host: str) -> bool:
-    """An empty list and ``ALL`` let everybody in."""
-    entries = split_list(group.auth_network)
+def in_networks(networks: str, host: str) -> bool:
+    """Whether a peer is in a list of networks; an empty list and ``ALL`` let everybody in."""
+    entries = split_list(networks)
     if not entries:
         return True
     address = ipaddress.ip_address(host.partition("%")[0])

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from targetd.model import Configuration
 
-__all__ = ["Edit", "Engine", "Event", "ServiceState", "SessionStatus"]
+__all__ = ["ConnectionStatus", "Edit", "Engine", "Event", "ServiceState", "SessionStatus"]
 
 Edit = Callable[[Configuration], Configuration]
 """Makes the new configuration from the one in force; raises ``ConfigError`` to change nothing."""

@@ -13,7 +13,6 @@ Changes are serialised by a lock; each sees the result of the one before. Knows 
 """
 
 import asyncio
-import errno
 import logging
 import os
 import socket
@@ -37,6 +36,7 @@ from targetd.access import View
 from targetd.extents import LiveExtent, UnitKey, check_path, open_extent, spec_of, unit_key
 from targetd.interface import ConnectionStatus, Edit, Event, ServiceState, SessionStatus
 from targetd.lanes import Completions, Lane
+from targetd.lucserver import ControllerServer
 from targetd.model import (
     Change,
     Collection,
@@ -49,7 +49,7 @@ from targetd.model import (
     mappings_by_target,
     validate,
 )
-from targetd.server import Server, bind
+from targetd.server import Server, bind, bind_reason
 from targetd.store import Store, StoreError
 
 __all__ = ["Runtime"]
@@ -68,12 +68,6 @@ RETRY_MISSING_S = 5.0
 MAX_WAITING_EVENTS = 1000
 """Events that a slow reader of the stream may be behind before it loses the oldest."""
 
-BIND_REASONS = {
-    errno.EADDRINUSE: "is in use by another program",
-    errno.EADDRNOTAVAIL: "is not an address of this host",
-    errno.EACCES: "may not be bound by this user",
-}
-
 
 @dataclass(slots=True)
 class _Prepared:
@@ -85,9 +79,13 @@ class _Prepared:
     """Files that did not exist before."""
     sockets: dict[str, socket.socket] = field(default_factory=dict)
     """Address → bound, not yet accepting."""
+    controller: asyncio.Server | None = None
+    """The logical unit controller's new listener."""
 
     def undo(self) -> None:
         """On a worker."""
+        if self.controller is not None:
+            self.controller.get_loop().call_soon_threadsafe(self.controller.close)
         for sock in self.sockets.values():
             sock.close()
         for backend in self.backends.values():
@@ -117,6 +115,7 @@ class Runtime:
         self._stopping = False
         self.server = Server(loop, lambda: self._view, self._note, self._tick)
         self.server.sessions.ended = self._session_ended
+        self.controller = ControllerServer(self)
         self._completions = Completions(loop, self.server.flush_stirred)
         self._spare_lane = Lane(self._completions, "absent", 1)
 
@@ -125,6 +124,15 @@ class Runtime:
     @property
     def configuration(self) -> Configuration:
         return self._config
+
+    @property
+    def view(self) -> View:
+        """What logins are judged by now, with the live targets."""
+        return self._view
+
+    def stirred(self) -> None:
+        """Send what something else than its own peer has queued for a connection."""
+        self.server.flush_stirred()
 
     async def apply(self, edit: Edit, *, discard_files: frozenset[int] = frozenset()) -> Configuration:
         """See ``Engine.apply``. ``discard_files``: extents whose file is deleted once they are gone."""
@@ -138,6 +146,7 @@ class Runtime:
             prepared = await asyncio.to_thread(self._prepare_extents, old, new, changes)
             try:
                 self._bind_portals(new, prepared)
+                prepared.controller = await self.controller.prepare(new)
                 await self._store.save(old, new)
             except BaseException:
                 await asyncio.to_thread(prepared.undo)
@@ -207,6 +216,7 @@ class Runtime:
         prepared = await asyncio.to_thread(self._open_stored, config)
         try:
             self._bind_portals(config, prepared)
+            prepared.controller = await self.controller.prepare(config)
         except BaseException:
             await asyncio.to_thread(prepared.undo)
             raise
@@ -216,6 +226,7 @@ class Runtime:
     async def stop(self) -> None:
         """Stop accepting, ask initiators to log out, finish what runs, flush every extent, close."""
         self._stopping = True
+        self.controller.close()
         for address in list(self.server.listeners):
             self.server.unlisten(address)
         await self._log_out(list(self.server.sessions.sessions.values()), "shutdown", wait=True)
@@ -293,8 +304,8 @@ class Runtime:
             try:
                 prepared.sockets[address] = bind(address)
             except OSError as error:
-                reason = BIND_REASONS.get(error.errno or 0, error.strerror or str(error))
-                raise ConfigError.one("portals", "addresses", f"{address} {reason}.", portal_id) from None
+                message = f"{address} {bind_reason(error)}."
+                raise ConfigError.one("portals", "addresses", message, portal_id) from None
 
     # -- swap: cannot fail --------------------------------------------------------------------
 
@@ -319,6 +330,7 @@ class Runtime:
         table = self.server.sessions
         table.max_sessions = new.globals.max_sessions
         self._swap_portals(old, new, prepared)
+        self.controller.swap(new, prepared.controller)
         leaving = [session for session in table.sessions.values() if session.target in gone]
         if not new.service_enabled:
             leaving = list(table.sessions.values())

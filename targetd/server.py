@@ -30,7 +30,7 @@ from protocol.task import Task
 from targetd.access import PortalAuthorizer, View
 from targetd.model import split_address
 
-__all__ = ["Channel", "Server", "bind"]
+__all__ = ["Channel", "Server", "bind", "bind_reason"]
 
 log = logging.getLogger("targetd.iscsi")
 
@@ -51,6 +51,18 @@ BACKLOG = 1024
 TICK_S = 1.0
 DESCRIPTOR_PAUSE_S = 1.0
 """How long a listener rests when there are no file descriptors left."""
+
+
+BIND_REASONS = {
+    errno.EADDRINUSE: "is in use already",
+    errno.EADDRNOTAVAIL: "is not an address of this host",
+    errno.EACCES: "may not be bound by this user",
+}
+
+
+def bind_reason(error: OSError) -> str:
+    """Why ``bind`` failed, as what is said of the address."""
+    return BIND_REASONS.get(error.errno or 0, error.strerror or str(error))
 
 
 def bind(address: str) -> socket.socket:

@@ -164,8 +164,12 @@ class LogicalUnit(TaskSet):
         self.locked = None
         self._relack()
 
-    def load(self, loaded: bool, by: Nexus) -> None:
-        """Load or eject the medium of a removable unit; all nexuses but the one that loaded it are told."""
+    def load(self, loaded: bool, by: Nexus | None) -> None:
+        """Load or eject the medium of a removable unit; all nexuses but the one that loaded it are told.
+
+        Args:
+            by: None: an operator did.
+        """
         if loaded and not self.loaded:
             self.raise_attention(Sense.MEDIUM_MAY_HAVE_CHANGED, except_nexus=by)
             self.load_cycles += 1
