@@ -51,30 +51,14 @@ def _not_offered(pattern: str, what: str) -> Waiver:
 
 EXPECTED = (
     _tool_fault("iSCSITMF.LUNResetSimpleAsync", "asserts on the TMF response before it waits for it"),
-    _tool_fault("CompareAndWrite.InvalidDataOutSize", "never falsifies the CDB; the command is a valid one"),
+    Waiver(
+        "WriteAtomic16.VPD",
+        Outcome.SKIPPED,
+        "two of its assertions are for units with alignment restrictions; the rest of it has passed by then",
+    ),
     _not_offered("PreventAllow", "removable medium"),
     _not_offered("NoMedia", "removable medium"),
     _not_offered("StartStopUnit", "removable medium"),
-    _not_offered("CompareAndWrite", "COMPARE AND WRITE"),
-    _not_offered("MultipathIO.CompareAndWrite*", "COMPARE AND WRITE"),
-    Waiver(
-        "MultipathIO.CompareAndWriteAsync", Outcome.FAILED, "COMPARE AND WRITE not offered; does not skip"
-    ),
-    _not_offered("ExtendedCopy", "EXTENDED COPY"),
-    _not_offered("ReceiveCopyResults", "RECEIVE COPY RESULTS"),
-    _not_offered("GetLBAStatus", "GET LBA STATUS"),
-    _not_offered("OrWrite", "ORWRITE"),
-    _not_offered("Prefetch10", "PRE-FETCH"),
-    _not_offered("Prefetch16", "PRE-FETCH"),
-    _not_offered("ReadDefectData10", "READ DEFECT DATA"),
-    _not_offered("ReadDefectData12", "READ DEFECT DATA"),
-    _not_offered("Sanitize", "SANITIZE"),
-    _not_offered("WriteAtomic16", "WRITE ATOMIC"),
-    _not_offered("WriteVerify10", "WRITE AND VERIFY"),
-    _not_offered("WriteVerify12", "WRITE AND VERIFY"),
-    _not_offered("WriteVerify16", "WRITE AND VERIFY"),
-    _not_offered("iSCSIResiduals.WriteVerify*", "WRITE AND VERIFY"),
-    _not_offered("ModeSense6.Control-SWP", "MODE SELECT"),
 )
 
 
