@@ -152,7 +152,7 @@ class LiveExtent:
     def keep_units(self, keys: set[UnitKey]) -> None:
         """Forget the units that no target shows any more."""
         for key in self.units.keys() - keys:
-            del self.units[key]
+            self.reservations.units.discard(self.units.pop(key))
 
     def rekey(self, renamed: Mapping[UnitKey, UnitKey]) -> None:
         """A unit goes on under another key: its sessions see a change, not another unit."""

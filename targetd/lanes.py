@@ -13,15 +13,50 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Completions", "Lane"]
+__all__ = ["Completions", "Lane", "off_loop"]
+
+_T = TypeVar("_T")
 
 WIDTH = 4
 """Threads of one lane at most. A disk gains little from more; a thousand stuck lanes still fit."""
 
 IDLE_S = 10.0
 """A thread without work for so long ends, so that idle units cost no memory."""
+
+
+async def off_loop(work: Callable[..., _T], *arguments: Any) -> _T:
+    """``work(*arguments)`` on a thread of its own, for what may wait for a medium outside of any command.
+
+    Not ``asyncio.to_thread``: its threads are joined at exit, and one that is stuck in a hung disk would
+    hold the daemon's end.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+
+    def settle(result: _T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # None only if _T allows it
+
+    def run() -> None:
+        result: _T | None = None
+        failure: BaseException | None = None
+        try:
+            result = work(*arguments)
+        except BaseException as error:  # it belongs to who awaits
+            failure = error
+        try:
+            loop.call_soon_threadsafe(settle, result, failure)
+        except RuntimeError:  # the loop is closed: nobody awaits any more
+            pass
+
+    threading.Thread(target=run, name=getattr(work, "__name__", "work"), daemon=True).start()
+    return await future
 
 
 class Completions:

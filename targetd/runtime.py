@@ -25,6 +25,7 @@ from typing import Any
 from protocol.connection import Connection
 from protocol.events import LoginRefused
 from protocol.management import forget_aborted
+from protocol.scsi import sanitize
 from protocol.scsi.device import LogicalUnit, UnitConfig
 from protocol.scsi.device import Target as ScsiTarget
 from protocol.scsi.reservations import KEPT_AS as RESERVATIONS_KEPT_AS
@@ -35,7 +36,7 @@ from storage.open import open_backend
 from targetd.access import View
 from targetd.extents import LiveExtent, UnitKey, check_path, open_extent, spec_of, unit_key
 from targetd.interface import ConnectionStatus, Edit, Event, ServiceState, SessionStatus
-from targetd.lanes import Completions, Lane
+from targetd.lanes import Completions, Lane, off_loop
 from targetd.lucserver import ControllerServer
 from targetd.model import (
     Change,
@@ -143,17 +144,17 @@ class Runtime:
                 return old
             validate(new, old)
             changes = diff(old, new)
-            prepared = await asyncio.to_thread(self._prepare_extents, old, new, changes)
+            prepared = await off_loop(self._prepare_extents, old, new, changes)
             try:
                 self._bind_portals(new, prepared)
                 prepared.controller = await self.controller.prepare(new)
                 await self._store.save(old, new)
             except BaseException:
-                await asyncio.to_thread(prepared.undo)
+                await off_loop(prepared.undo)
                 raise
             retired = self._swap(old, new, changes, prepared)
             doomed = [Path(old.extents[id].path) for id in discard_files if id not in new.extents]
-            await asyncio.to_thread(_retire, retired, doomed)
+            await off_loop(_retire, retired, doomed)
             self._announce("configuration", changed=sorted(changes) or ["globals"])
             return new
 
@@ -213,12 +214,12 @@ class Runtime:
             ConfigError: a portal cannot be bound; nothing listens then.
         """
         self._kept = await self._store.items(KEPT)
-        prepared = await asyncio.to_thread(self._open_stored, config)
+        prepared = await off_loop(self._open_stored, config)
         try:
             self._bind_portals(config, prepared)
             prepared.controller = await self.controller.prepare(config)
         except BaseException:
-            await asyncio.to_thread(prepared.undo)
+            await off_loop(prepared.undo)
             raise
         empty = Configuration()
         self._swap(empty, config, diff(empty, config), prepared)
@@ -231,12 +232,13 @@ class Runtime:
             self.server.unlisten(address)
         await self._log_out(list(self.server.sessions.sessions.values()), "shutdown", wait=True)
         self.server.close()
+        for live in self._extents.values():
+            for unit in live.units.values():
+                sanitize.stop(unit)
         started = time.monotonic()
         backends = [live.backend for live in self._extents.values() if live.backend is not None]
         if backends:
-            flushes = [
-                asyncio.create_task(asyncio.to_thread(_flush_and_close, backend)) for backend in backends
-            ]
+            flushes = [asyncio.create_task(off_loop(_flush_and_close, backend)) for backend in backends]
             done, late = await asyncio.wait(flushes, timeout=5)
             for task in done:
                 if (error := task.exception()) is not None:
@@ -395,6 +397,10 @@ class Runtime:
         )
         unit.deliver = self.server.deliver
         unit.aborted = forget_aborted
+        for sibling in live.units.values():
+            unit.share_medium(sibling)
+        live.reservations.units.add(unit)
+        sanitize.resume(unit)
         return unit
 
     def _keep(self, key: str, value: bytes, done: Callable[[Exception | None], None]) -> None:
