@@ -28,32 +28,32 @@ command -v apt-get >/dev/null || give_up 'its source is taken from Debian, and t
 [ -e /usr/include/iscsi/iscsi.h ] || give_up 'libiscsi-dev is not installed'
 
 # apt reads source packages only where a list says deb-src. So: a private copy of this machine's lists that
-# says so, private state beside it, and nothing of the system is touched.
-apt=$PWD/build/apt
-rm -rf "$apt"
-mkdir -p "$apt/sources" "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/download"
+# says so, private state beside it, and nothing of the system is touched. All of it in a temporary place,
+# since neither apt's options nor fio's makefile bear a path with blanks.
+log=$PWD/build/fio.log
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+trap 'exit 130' INT TERM
+mkdir -p "$scratch/sources" "$scratch/lists/partial" "$scratch/cache/archives/partial" "$scratch/download" "$scratch/fio"
 for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
-    [ -e "$file" ] && sed -n 's/^deb[[:space:]]/deb-src /p' "$file" >"$apt/sources/$(basename "$file" .list).list"
+    [ -e "$file" ] && sed -n 's/^deb[[:space:]]/deb-src /p' "$file" >"$scratch/sources/$(basename "$file" .list).list"
 done
 for file in /etc/apt/sources.list.d/*.sources; do
-    [ -e "$file" ] && sed 's/^Types:.*/Types: deb-src/' "$file" >"$apt/sources/$(basename "$file")"
+    [ -e "$file" ] && sed 's/^Types:.*/Types: deb-src/' "$file" >"$scratch/sources/$(basename "$file")"
 done
-private="-qq -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts=$apt/sources
-    -o Dir::State::lists=$apt/lists -o Dir::Cache=$apt/cache -o APT::Sandbox::User=
-    -o Acquire::Retries=2 -o Acquire::http::Timeout=30"
+
+private_apt() {
+    timeout 300 apt-get -qq -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$scratch/sources" \
+        -o Dir::State::lists="$scratch/lists" -o Dir::Cache="$scratch/cache" -o APT::Sandbox::User= \
+        -o Acquire::Retries=2 -o Acquire::http::Timeout=30 "$@"
+}
 
 echo 'building fio with the libiscsi engine' >&2
-log=$PWD/build/fio.log
-{
-    timeout 300 apt-get $private update &&
-        (cd "$apt/download" && timeout 300 apt-get $private source --download-only fio)
-} >"$log" 2>&1 || give_up "its source cannot be had (see bench/build/fio.log)"
-
-mkdir "$apt/fio"
-tar -xf "$apt"/download/fio_*.orig.tar.[gx]z -C "$apt/fio" --strip-components=1
+(cd "$scratch/download" && private_apt update && private_apt source --download-only fio) >"$log" 2>&1 ||
+    give_up "its source cannot be had (see bench/build/fio.log)"
+tar -xf "$scratch"/download/fio_*.orig.tar.[gx]z -C "$scratch/fio" --strip-components=1
 (
-    cd "$apt/fio"
+    cd "$scratch/fio"
     ./configure --enable-libiscsi --disable-native && grep -q '^#define CONFIG_LIBISCSI' config-host.h && make -j2 fio
 ) >>"$log" 2>&1 || give_up 'it does not build (see bench/build/fio.log)'
-cp "$apt/fio/fio" build/fio
-rm -rf "$apt"
+cp "$scratch/fio/fio" build/fio
