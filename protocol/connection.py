@@ -54,13 +54,14 @@ from protocol.enums import (
 )
 from protocol.enums import LogoutResponse as LogoutAnswer
 from protocol.errors import ProtocolViolation
-from protocol.events import LoggedIn, LoggedOut, LoginRefused, TaskManagement
+from protocol.events import LoggedIn, LoggedOut, LoginRefused
 from protocol.framer import Framer, Handler
-from protocol.login import LoginLimits, LoginMachine, LoginResult
+from protocol.login import LoginLimits, LoginMachine, LoginReply, LoginResult
+from protocol.management import execute
 from protocol.negotiation import ConnectionKeys
 from protocol.scsi.request import Buffer, Outcome
 from protocol.scsi.sense import CheckCondition, Sense
-from protocol.session import Session, SessionTable
+from protocol.session import Early, Session, SessionTable
 from protocol.task import Burst, Task, Transfer
 from protocol.text import TextExchange
 
@@ -77,6 +78,13 @@ are rejected with Immediate Command Reject. Initiators use a handful."""
 MAX_LOGIN_DATA = 8192
 """MaxRecvDataSegmentLength before it is negotiated (RFC 7143 §13.12)."""
 
+MAX_TEXT_QUEUED = 1 << 20
+"""Bytes of text answers in one ``data_to_send``. A request of 64 bytes can ask for the names of thousands
+of targets, and one turn brings thousands of requests."""
+
+MAX_EARLY_HEADERS = 64 * 1024
+"""Bytes of Data-Out headers kept for a command that waits for its turn, beside FirstBurstLength of data."""
+
 REMEMBERED_TAGS = 64
 """Aborted tasks whose Data-Out may still be on the way, so that it is dropped without a Reject."""
 
@@ -88,6 +96,7 @@ _RESPONSE = ScsiResponse.LAYOUT.pack
 _COMMAND = ScsiCommand.LAYOUT.unpack_from
 _DATA_OUT = DataOutHeader.LAYOUT.unpack_from
 _AHS = Struct("!HB")
+_TAG = Struct("!I").unpack_from
 
 
 class Phase(IntEnum):
@@ -103,6 +112,7 @@ class Connection:
 
     __slots__ = (
         "_bursts",
+        "_early",
         "_forgotten",
         "_login",
         "_login_cmd_sn",
@@ -112,6 +122,7 @@ class Connection:
         "_ping_tag",
         "_placed",
         "_text",
+        "_text_queued",
         "authorizer",
         "cid",
         "closing",
@@ -178,8 +189,12 @@ class Connection:
         self._login: LoginMachine | None = LoginMachine(authorizer, self, randomness, self.login_limits)
         self._login_cmd_sn = 0
         self._text: TextExchange | None = None
+        self._text_queued = 0
+        """Bytes of text in ``out``."""
         self._bursts: dict[int, Burst] = {}
         """Target Transfer Tag → the R2T it belongs to."""
+        self._early: dict[int, Early] = {}
+        """InitiatorTaskTag → a command that waits for its turn."""
         self._next_tag = 0
         self._placed: memoryview | None = None
         self._forgotten: deque[int] = deque(maxlen=REMEMBERED_TAGS)
@@ -215,6 +230,7 @@ class Connection:
     def data_to_send(self) -> list[Buffer]:
         """What to write now, in order; the caller owns the list."""
         out, self.out = self.out, []
+        self._text_queued = 0
         return out
 
     def lost(self, reason: str) -> None:
@@ -270,7 +286,15 @@ class Connection:
         """After logout nothing more is looked at."""
 
     def _not_login(self, view: memoryview, at: int, data: memoryview) -> None:
-        """RFC 7143 §6.3: anything but a Login Request before full feature phase ends the connection."""
+        """RFC 7143 §6.3: anything but a Login Request ends the connection; at once before the first Login
+        Request, with "invalid during login" after it."""
+        machine = self._login
+        if machine is not None and machine.first is not None:
+            reason = f"opcode {view[at] & 0x3F:#04x} during login"
+            self._login_response(
+                machine.first, LoginReply(status=LoginStatus.INVALID_DURING_LOGIN, reason=reason)
+            )
+            return
         raise ProtocolViolation(
             RejectReason.PROTOCOL_ERROR, f"opcode {view[at] & 0x3F:#04x} before login", fatal=True
         )
@@ -287,6 +311,8 @@ class Connection:
 
         A Data-Out's command can then not end well; anything else the initiator sends again.
         """
+        if self.closing:
+            return
         self._reject(RejectReason.DATA_DIGEST_ERROR, view, at)
         if view[at] & 0x3F == Opcode.SCSI_DATA_OUT:
             burst = self._find_burst(DataOutHeader.parse(view, at))
@@ -308,22 +334,24 @@ class Connection:
 
     def _login_request(self, view: memoryview, at: int, data: memoryview) -> None:
         request = LoginRequest.parse(view, at)
+        assert self._login is not None
+        self._login_cmd_sn = request.cmd_sn
+        self._login_response(request, self._login.receive(request, data))
+
+    def _login_response(self, request: LoginRequest, reply: LoginReply) -> None:
         machine = self._login
         assert machine is not None
-        self._login_cmd_sn = request.cmd_sn
-        reply = machine.receive(request, data)
         session = self.session
         # The login request is immediate: the first command carries the same CmdSN (RFC 7143 §11.12.8).
         exp_cmd_sn = session.exp_cmd_sn if session else request.cmd_sn
         max_cmd_sn = session.max_cmd_sn if session else request.cmd_sn
-        refused = reply.status != LoginStatus.SUCCESS and reply.status >> 8 != 0
         header = LoginResponse(
             Opcode.LOGIN_RESPONSE, reply.flags, 0, reply.version_active, len(reply.data), request.isid,
             reply.tsih, request.initiator_task_tag, self._status_number(), exp_cmd_sn, max_cmd_sn,
             reply.status >> 8, reply.status & 0xFF,
         )  # fmt: skip
         self._send(header.build(), reply.data)
-        if refused:
+        if reply.status >> 8:
             self.events.append(
                 LoginRefused(machine.initiator_name, machine.target_name, int(reply.status), reply.reason)
             )
@@ -423,11 +451,43 @@ class Connection:
             return True
         if cmd_sn == session.exp_cmd_sn:
             return session.in_turn(cmd_sn)
-        ahs = 4 * view[at + 4]
-        kept, kept_data = bytes(view[at : at + 48 + ahs]), bytes(data)
-        handler = self.framer.handlers[opcode & 0x3F]
-        session.in_turn(cmd_sn, lambda: handler(memoryview(kept), 0, memoryview(kept_data)))
+        if session.is_early(cmd_sn):
+            early = Early(self, bytes(view[at : at + 48 + 4 * view[at + 4]]), bytes(data))
+            session.held[cmd_sn] = early
+            if opcode == Opcode.SCSI_COMMAND:
+                self._early[_TAG(view, at + 16)[0]] = early
         return False
+
+    def carry_out_early(self, early: Early) -> None:
+        """The turn of a PDU has come, maybe by what another connection received."""
+        tag = _TAG(early.header, 16)[0]
+        if self._early.get(tag) is early:
+            del self._early[tag]
+        try:
+            self.framer.handlers[early.header[0] & 0x3F](memoryview(early.header), 0, memoryview(early.data))
+            for header, data in early.data_outs:
+                self.framer.handlers[Opcode.SCSI_DATA_OUT](memoryview(header), 0, memoryview(data))
+        except ProtocolViolation as violation:
+            self._violated(violation)
+        self.sessions.stirred.add(self)
+
+    def forget_early(self, early: Early) -> None:
+        """It will not be carried out; unsolicited data that still comes for it is dropped silently."""
+        tag = _TAG(early.header, 16)[0]
+        if self._early.get(tag) is early:
+            del self._early[tag]
+            self._forgotten.append(tag)
+
+    def _keep_for_early(self, header: DataOutHeader, view: memoryview, at: int, data: memoryview) -> bool:
+        """Whether this is unsolicited data of a command that waits for its turn; then it waits too."""
+        early = self._early.get(header.initiator_task_tag)
+        if early is None or header.target_transfer_tag != RESERVED_TAG:
+            return False
+        early.size += 48 + len(data)
+        assert self.session is not None
+        if early.size <= self.session.keys.first_burst_length + MAX_EARLY_HEADERS:
+            early.data_outs.append((bytes(view[at : at + 48]), bytes(data)))
+        return True  # what is too much is missed later: the sequence is broken then
 
     def _scsi_command(self, view: memoryview, at: int, data: memoryview) -> None:
         opcode, flags, lengths, lun, tag, expected, cmd_sn, _, cdb = _COMMAND(view, at)
@@ -567,7 +627,10 @@ class Connection:
         header = DataOutHeader.parse(view, at)
         burst = self._find_burst(header)
         if burst is None or burst.task.transfer is None:
-            if header.initiator_task_tag not in self._forgotten:
+            if (
+                not self._keep_for_early(header, view, at, data)
+                and header.initiator_task_tag not in self._forgotten
+            ):
                 self._reject(RejectReason.INVALID_PDU_FIELD, view, at)
             return
         transfer = burst.task.transfer
@@ -679,27 +742,37 @@ class Connection:
     # -- the rest of full feature phase -------------------------------------------------------
 
     def _task_management(self, view: memoryview, at: int, data: memoryview) -> None:
+        """Carried out here and now, not by the owner later: commands that follow it in the same bytes are
+        not in the task set yet, and must not be ended by it (RFC 7143 §4.2.3.3, §11.5.1)."""
         request = TaskManagementRequest.parse(view, at)
-        if self._in_turn(request.opcode, request.cmd_sn, view, at, data):
-            self.events.append(TaskManagement(request))
-            self._retire(request.opcode)
+        if not self._in_turn(request.opcode, request.cmd_sn, view, at, data):
+            return
+        session = self.session
+        assert session is not None
+        if not request.opcode & IMMEDIATE:
+            session.retired()
+        if session.target is None:
+            self._not_in_discovery(view, at)
+        else:
+            execute(self, session, session.target, request)
+        session.release_held()
 
-    def answer_task_management(self, request: TaskManagementRequest, response: int, extra: int = 0) -> None:
-        """Queue the response to a task management function (RFC 7143 §11.6)."""
+    def answer_task_management(
+        self, request: TaskManagementRequest, response: int, additional: bytes = bytes(3)
+    ) -> None:
+        """Queue the response to a task management function (RFC 7143 §11.6).
+
+        ``additional`` is the Additional Response Information of RFC 7144 §5, bytes 8 to 10 of the header.
+        """
         header = TaskManagementResponse(
             Opcode.TASK_MANAGEMENT_RESPONSE, FINAL, response, 0, request.initiator_task_tag,
             self._status_number(), *self._window(),
-        )  # fmt: skip
-        self._send(header.build())
+        ).build()  # fmt: skip
+        self._send(header[:8] + additional + header[11:])
 
-    def _retire(self, opcode: int) -> None:
-        """A non-SCSI request is over as soon as it is carried out."""
-        session = self.session
-        assert session is not None
-        if not opcode & IMMEDIATE:
-            session.retired()
-        if session.held:
-            session.release_held()
+    def _not_in_discovery(self, view: memoryview, at: int) -> None:
+        """RFC 7143 §4.3: a discovery session takes SendTargets and logout, all else MUST be rejected."""
+        self._reject(RejectReason.PROTOCOL_ERROR, view, at)
 
     def _nop_out(self, view: memoryview, at: int, data: memoryview) -> None:
         request = NopOut.parse(view, at)
@@ -712,13 +785,16 @@ class Connection:
             return
         if not self._in_turn(request.opcode, request.cmd_sn, view, at, data):
             return
+        session = self.session
+        assert session is not None
         if not request.opcode & IMMEDIATE:
-            assert self.session is not None
-            self.session.retired()
-        echo = bytes(data[: self.send_limit])
-        self._nop_in(request.initiator_task_tag, RESERVED_TAG, request.lun, echo, status=True)
-        assert self.session is not None
-        self.session.release_held()
+            session.retired()
+        if session.target is None:
+            self._not_in_discovery(view, at)
+        else:
+            echo = bytes(data[: self.send_limit])
+            self._nop_in(request.initiator_task_tag, RESERVED_TAG, request.lun, echo, status=True)
+        session.release_held()
 
     def _nop_in(
         self, initiator_tag: int, target_tag: int, lun: bytes, data: bytes, *, status: bool = False
@@ -739,6 +815,10 @@ class Connection:
         if not request.opcode & IMMEDIATE:
             self.session.retired()
         try:
+            if self._text_queued > MAX_TEXT_QUEUED:
+                raise ProtocolViolation(
+                    RejectReason.LONG_OPERATION_REJECT, f"{self._text_queued} bytes of text wait to be read"
+                )
             reply = self._text.receive(request, data)
         except ProtocolViolation as violation:
             if violation.fatal:
@@ -751,6 +831,7 @@ class Connection:
                 reply.target_transfer_tag, self._status_number(), *self._window(),
             )  # fmt: skip
             self._send(header.build(), reply.data)
+            self._text_queued += len(reply.data)
             if reply.new_max_recv is not None:
                 self.send_limit = reply.new_max_recv
         self.session.release_held()
@@ -851,6 +932,9 @@ def _residuals(task: Task, length: int) -> tuple[int, int, int]:
     residual = task.expected_in - length
     if residual:
         flags = 0x02 if residual > 0 else 0x04
+    elif task.transfer_length and not task.expected_in:
+        # A CDB that asks for Data-Out, in a command with neither R nor W: none of it could be sent.
+        return 0x04, task.transfer_length, 0
     return flags, abs(residual), 0
 
 

@@ -3,10 +3,9 @@ to ``task.unit``; everything else is one of these."""
 
 from dataclasses import dataclass
 
-from protocol.bhs import TaskManagementRequest
 from protocol.session import Session
 
-__all__ = ["LoggedIn", "LoggedOut", "LoginRefused", "TaskManagement"]
+__all__ = ["LoggedIn", "LoggedOut", "LoginRefused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +32,3 @@ class LoggedOut:
     """The initiator logged out; the connection closes when its answer has left."""
 
     session: Session
-
-
-@dataclass(frozen=True, slots=True)
-class TaskManagement:
-    """A task management function whose turn has come: ``protocol.management.execute`` carries it out."""
-
-    request: TaskManagementRequest

@@ -22,7 +22,14 @@ from protocol.access import Authorizer, Credential, Grant, Refusal, SessionDirec
 from protocol.bhs import LoginRequest
 from protocol.enums import AuthMethod, LoginStage, LoginStatus
 from protocol.errors import ProtocolViolation
-from protocol.negotiation import KEYS, ConnectionKeys, Negotiator, SessionKeys
+from protocol.negotiation import (
+    KEYS,
+    SECURITY_KEYS,
+    TARGET_KEYS,
+    ConnectionKeys,
+    Negotiator,
+    SessionKeys,
+)
 from protocol.textkeys import TextError, build, encode_binary, parse, read_binary, read_number
 
 __all__ = ["LoginLimits", "LoginMachine", "LoginReply", "LoginResult"]
@@ -46,7 +53,8 @@ _NEXT: dict[int, tuple[int, ...]] = {
 
 _IDENTITY = frozenset(("InitiatorName", "InitiatorAlias", "TargetName", "SessionType"))
 """Who and what; some initiators say it again in the next stage, which is harmless if it is the same."""
-_SECURITY_KEYS = frozenset(("AuthMethod", "CHAP_A", "CHAP_N", "CHAP_R", "CHAP_I", "CHAP_C"))
+_NEVER = TARGET_KEYS | {"SendTargets"}
+"""Keys that no Login Request may carry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +150,8 @@ class LoginMachine:
         self.initiator_alias = ""
         self.target_name = ""
         self._discovery = False
-        self._identity: tuple[bytes, int, int, int] | None = None
-        """ISID, TSIH, CID and tag of the first request: they stay (RFC 7143 §11.12.5 to 11.12.7)."""
+        self.first: LoginRequest | None = None
+        """Its ISID, TSIH, CID and tag hold for the whole login (RFC 7143 §11.12.5 to 11.12.7)."""
         self._stage: int | None = None
         self._grant: Grant | None = None
         self._negotiator: Negotiator | None = None
@@ -153,8 +161,6 @@ class LoginMachine:
         self._seen: dict[str, str] = {}
         self._gathered = bytearray()
         self._unsent: bytes = b""
-        self._after_unsent = 0
-        """Flags of the reply that ends ``_unsent``."""
         self._pdus = 0
         self._bytes = 0
 
@@ -176,7 +182,7 @@ class LoginMachine:
         if self._unsent:
             if data or request.flags & _CONTINUE:
                 raise _bad("a login answer under way was interrupted")
-            return self._send_rest()
+            return self._reply(request, self._unsent)
         self._gathered += data
         if request.flags & _CONTINUE:
             return LoginReply(flags=csg << 2, tsih=request.tsih)
@@ -189,14 +195,9 @@ class LoginMachine:
         if isinstance(grant_or_refusal, Refusal):
             return self._refuse(grant_or_refusal, request)
         answers = self._answer(csg, pairs)
-        if csg == LoginStage.OPERATIONAL or request.flags & 3 == LoginStage.FULL_FEATURE:
+        if csg == LoginStage.OPERATIONAL:
             self._demand_proof()
-        flags = csg << 2
-        nsg = request.flags & 3
-        if request.flags & _TRANSIT and self._may_leave(csg):
-            flags |= _TRANSIT | nsg
-            self._stage = nsg
-        return self._reply(flags, answers, request)
+        return self._reply(request, build(answers))
 
     def _judge_header(self, request: LoginRequest, size: int) -> None:
         """Everything that can be said before the text is looked at."""
@@ -211,10 +212,12 @@ class LoginMachine:
                 f"the initiator speaks versions {request.version_min} to {request.version_max}, we {VERSION}",
                 fatal=True,
             )
-        identity = (request.isid, request.tsih, request.cid, request.initiator_task_tag)
-        if self._identity is None:
-            self._identity = identity
-        elif identity != self._identity:
+        first = self.first
+        if first is None:
+            self.first = first = request
+        if (request.isid, request.tsih, request.cid, request.initiator_task_tag) != (
+            first.isid, first.tsih, first.cid, first.initiator_task_tag,
+        ):  # fmt: skip
             raise _bad("ISID, TSIH, CID or Initiator Task Tag changed within the login")
         flags = request.flags
         csg, nsg = flags >> 2 & 3, flags & 3
@@ -227,34 +230,26 @@ class LoginMachine:
                 raise _bad(f"NSG {nsg} cannot follow CSG {csg}")
         self._stage = csg
 
-    def _reply(self, flags: int, answers: list[tuple[str, str]], request: LoginRequest) -> LoginReply:
-        reply = LoginReply(flags=flags, tsih=request.tsih)
-        if flags & _TRANSIT and flags & 3 == LoginStage.FULL_FEATURE:
-            result = self._result(request)
-            admitted = self._directory.admit(result)
-            if isinstance(admitted, Refusal):
-                return self._refuse(admitted, request)
-            reply.tsih = admitted
-            reply.result = result
-        data = build(answers)
-        if len(data) > MAX_DATA:
-            if reply.result is not None:
-                raise ProtocolViolation(
-                    LoginStatus.TARGET_ERROR, "the last answer does not fit a Login Response", fatal=True
-                )
-            self._unsent, self._after_unsent = data, flags
-            return self._send_rest()
-        reply.data = data
-        return reply
-
-    def _send_rest(self) -> LoginReply:
-        """The next piece of an answer that is longer than one PDU (RFC 7143 §6.2, C bit)."""
-        assert self._identity is not None
-        piece, self._unsent = self._unsent[:MAX_DATA], self._unsent[MAX_DATA:]
-        flags = self._after_unsent
+    def _reply(self, request: LoginRequest, data: bytes) -> LoginReply:
+        """Say ``data``, piece by piece if it is longer than one PDU (RFC 7143 §6.2, C bit). With the last
+        piece the stage ends, if the request at hand asks for that (§11.13.3)."""
+        stage = request.flags & 0x0C
+        piece, self._unsent = data[:MAX_DATA], data[MAX_DATA:]
+        reply = LoginReply(flags=stage, tsih=request.tsih, data=piece)
         if self._unsent:
-            flags = flags & 0x0C | _CONTINUE
-        return LoginReply(flags=flags, tsih=self._identity[1], data=piece)
+            reply.flags |= _CONTINUE
+        elif request.flags & _TRANSIT and self._may_leave(stage >> 2):
+            nsg = request.flags & 3
+            if nsg == LoginStage.FULL_FEATURE:
+                result = self._result(request)
+                admitted = self._directory.admit(result)
+                if isinstance(admitted, Refusal):
+                    return self._refuse(admitted, request)
+                reply.tsih = admitted
+                reply.result = result
+            reply.flags |= _TRANSIT | nsg
+            self._stage = nsg
+        return reply
 
     def _refuse(self, refusal: Refusal, request: LoginRequest) -> LoginReply:
         data = build([("TargetAddress", refusal.target_address)]) if refusal.target_address else b""
@@ -283,7 +278,6 @@ class LoginMachine:
         first = dict(pairs)
         name = first.get("InitiatorName", "")
         kind = first.get("SessionType", "Normal")
-        self.initiator_alias = first.get("InitiatorAlias", "")
         if not name:
             raise _missing("InitiatorName")
         if len(name.encode()) > MAX_NAME or not _NAME.fullmatch(name):
@@ -325,9 +319,13 @@ class LoginMachine:
             if len(self._seen) > self._limits.keys:
                 raise _bad(f"more than {self._limits.keys} keys")
             if name in _IDENTITY:
-                if not first:
+                if not first and name != "InitiatorAlias":
                     raise _bad(f"{name} comes after the first request")
-            elif name in _SECURITY_KEYS:
+                if name == "InitiatorAlias":
+                    self.initiator_alias = value
+            elif name in _NEVER:
+                raise _bad(f"{name} from an initiator in login")
+            elif name in SECURITY_KEYS:
                 if csg != LoginStage.SECURITY:
                     raise _bad(f"{name} outside the security stage")
                 security[name] = value
@@ -455,7 +453,7 @@ class LoginMachine:
             raise _unproven("CHAP_I and CHAP_C come together")
         try:
             identifier = read_number(identifier_text)
-            challenge = read_binary(challenge_text, chap.MAX_CHALLENGE)
+            challenge = read_binary(challenge_text, chap.MAX_BINARY)
         except TextError as error:
             raise _unproven(f"CHAP_I or CHAP_C: {error}") from None
         if identifier > 255:

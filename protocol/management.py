@@ -1,12 +1,12 @@
 """Task management functions (RFC 7143 §11.5, RFC 7144 §4, SAM-5 §7): one function each, one table.
 
-Whoever runs these has carried out everything that came before in the session's order; so a task that is
-not in the task set now has never been there or is over. Nothing here waits for a medium: a task that a
-worker has in hand is forgotten at once, and the logical unit keeps its range closed to later commands
-until the worker is done with it.
+They are carried out in the session's order, between the command before and the command behind: what came
+before is in the task set or over, what comes behind is not there yet. Nothing here waits for a medium: a
+task that a worker has in hand is forgotten at once, and the logical unit keeps its range closed to later
+commands until the worker is done with it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from protocol import serial
@@ -29,20 +29,32 @@ def forget_aborted(request: object) -> None:
     request.connection.forget(request)
 
 
-def execute(connection: "Connection", request: TaskManagementRequest) -> None:
+def execute(
+    connection: "Connection", session: "Session", target: Target, request: TaskManagementRequest
+) -> None:
     """Carry out one function and queue its response."""
-    session = connection.session
-    if session is None or session.target is None:
-        connection.answer_task_management(request, Response.FUNCTION_REJECTED)
-        return
-    function = _FUNCTIONS.get(request.flags & 0x7F)
-    if function is None:
+    code = request.flags & 0x7F
+    function = _FUNCTIONS.get(code)
+    additional = bytes(3)
+    if function is None or (code in _RFC7144 and session.keys.iscsi_protocol_level < 2):
         answer = Response.FUNCTION_NOT_SUPPORTED
     else:
-        answer = function(session, session.target, request)
-    connection.answer_task_management(request, answer)
-    if request.flags & 0x7F == Function.TARGET_COLD_RESET and answer == Response.FUNCTION_COMPLETE:
-        _drop_everybody(connection, session.target)
+        answer = function(session, target, request)
+        if code == Function.QUERY_ASYNC_EVENT and answer == Response.FUNCTION_SUCCEEDED:
+            additional = _pending_attention(session, target, request)
+    connection.answer_task_management(request, answer, additional)
+    if code == Function.TARGET_COLD_RESET and answer == Response.FUNCTION_COMPLETE:
+        _drop_everybody(connection, target)
+
+
+def _forget(session: "Session", unit: LogicalUnit | None, dropped: Sequence[object]) -> None:
+    """Nothing more is sent for what a unit (None: every unit) dropped, nor for commands it refused whose
+    data is still being drained: they are in no task set, but the initiator counts them."""
+    for task in dropped:
+        forget_aborted(task)
+    for task in list(session.tasks.values()):
+        if task.transfer is not None and task.transfer.outcome is not None and unit in (None, task.unit):
+            task.connection.forget(task)
 
 
 def _unit(target: Target, request: TaskManagementRequest) -> LogicalUnit | None:
@@ -60,7 +72,7 @@ def _abort_task(session: "Session", target: Target, request: TaskManagementReque
     if task is None and serial.le(session.exp_cmd_sn, request.ref_cmd_sn):
         inside = serial.le(request.ref_cmd_sn, session.max_cmd_sn)
         if inside and serial.lt(request.ref_cmd_sn, request.cmd_sn):
-            session.in_turn(request.ref_cmd_sn, session.retired)
+            session.skip(request.ref_cmd_sn)
             return Response.FUNCTION_COMPLETE
     return Response.TASK_DOES_NOT_EXIST
 
@@ -69,8 +81,7 @@ def _abort_task_set(session: "Session", target: Target, request: TaskManagementR
     unit = _unit(target, request)
     if unit is None:
         return Response.LUN_DOES_NOT_EXIST
-    for task in unit.abort_task_set(session.nexus):
-        forget_aborted(task)
+    _forget(session, unit, unit.abort_task_set(session.nexus))
     return Response.FUNCTION_COMPLETE
 
 
@@ -78,8 +89,7 @@ def _clear_task_set(session: "Session", target: Target, request: TaskManagementR
     unit = _unit(target, request)
     if unit is None:
         return Response.LUN_DOES_NOT_EXIST
-    for task in unit.clear_task_set(session.nexus):
-        forget_aborted(task)
+    _forget(session, unit, unit.clear_task_set(session.nexus))
     return Response.FUNCTION_COMPLETE
 
 
@@ -92,15 +102,13 @@ def _logical_unit_reset(session: "Session", target: Target, request: TaskManagem
     unit = _unit(target, request)
     if unit is None:
         return Response.LUN_DOES_NOT_EXIST
-    for task in unit.reset(session.nexus, Reset.LOGICAL_UNIT):
-        forget_aborted(task)
+    _forget(session, unit, unit.reset(session.nexus, Reset.LOGICAL_UNIT))
     return Response.FUNCTION_COMPLETE
 
 
 def _target_reset(session: "Session", target: Target, request: TaskManagementRequest) -> Response:
     cold = request.flags & 0x7F == Function.TARGET_COLD_RESET
-    for task in target.reset(session.nexus, Reset.TARGET_COLD if cold else Reset.TARGET_WARM):
-        forget_aborted(task)
+    _forget(session, None, target.reset(session.nexus, Reset.TARGET_COLD if cold else Reset.TARGET_WARM))
     return Response.FUNCTION_COMPLETE
 
 
@@ -109,6 +117,47 @@ def _drop_everybody(connection: "Connection", target: Target) -> None:
     table = connection.sessions
     for session in [session for session in table.sessions.values() if session.target is target]:
         table.end(session, "target cold reset")
+
+
+def _query_task(session: "Session", target: Target, request: TaskManagementRequest) -> Response:
+    """SAM-5 §7.9: is this task in the task set?"""
+    if _unit(target, request) is None:
+        return Response.LUN_DOES_NOT_EXIST
+    task = session.tasks.get(request.referenced_task_tag)
+    there = task is not None and task.lun == request.lun
+    return Response.FUNCTION_SUCCEEDED if there else Response.FUNCTION_COMPLETE
+
+
+def _query_task_set(session: "Session", target: Target, request: TaskManagementRequest) -> Response:
+    """SAM-5 §7.10: is any task of this nexus in the task set?"""
+    unit = _unit(target, request)
+    if unit is None:
+        return Response.LUN_DOES_NOT_EXIST
+    there = any(task.nexus is session.nexus for task in unit.tasks)
+    return Response.FUNCTION_SUCCEEDED if there else Response.FUNCTION_COMPLETE
+
+
+def _nexus_reset(session: "Session", target: Target, request: TaskManagementRequest) -> Response:
+    """SAM-5 §7.6: as if the session had gone and come back, on every unit."""
+    _forget(session, None, target.nexus_lost(session.nexus))
+    return Response.FUNCTION_COMPLETE
+
+
+def _query_async_event(session: "Session", target: Target, request: TaskManagementRequest) -> Response:
+    """SAM-5 §7.8: is a unit attention pending for this nexus?"""
+    unit = _unit(target, request)
+    if unit is None:
+        return Response.LUN_DOES_NOT_EXIST
+    pending = session.nexus in unit.attentions.pending
+    return Response.FUNCTION_SUCCEEDED if pending else Response.FUNCTION_COMPLETE
+
+
+def _pending_attention(session: "Session", target: Target, request: TaskManagementRequest) -> bytes:
+    """UADE DEPTH and sense key, ASC, ASCQ of what is reported next (SAM-5 §7.8)."""
+    pending = target.unit_for(request.lun).attentions.pending[session.nexus]
+    sense = pending[0]
+    depth = 0x10 if len(pending) == 1 else 0x20
+    return bytes((depth | sense.key, sense.asc, sense.ascq))
 
 
 def _task_reassign(session: "Session", target: Target, request: TaskManagementRequest) -> Response:
@@ -125,4 +174,13 @@ _FUNCTIONS: dict[int, Callable[["Session", Target, TaskManagementRequest], Respo
     Function.TARGET_WARM_RESET: _target_reset,
     Function.TARGET_COLD_RESET: _target_reset,
     Function.TASK_REASSIGN: _task_reassign,
+    Function.QUERY_TASK: _query_task,
+    Function.QUERY_TASK_SET: _query_task_set,
+    Function.I_T_NEXUS_RESET: _nexus_reset,
+    Function.QUERY_ASYNC_EVENT: _query_async_event,
 }
+
+_RFC7144 = frozenset(
+    (Function.QUERY_TASK, Function.QUERY_TASK_SET, Function.I_T_NEXUS_RESET, Function.QUERY_ASYNC_EVENT)
+)
+"""Only when iSCSIProtocolLevel 2 was negotiated (RFC 7144 §4)."""

@@ -145,7 +145,9 @@ KEYS: Mapping[str, Key] = {
         _boolean("InitialR2T", "initial_r2t", _either),
         _boolean("ImmediateData", "immediate_data", _both),
         _number("MaxBurstLength", "max_burst_length", 512, _MAX_LENGTH, min, irrelevant_in_discovery=True),
-        _number("FirstBurstLength", "first_burst_length", 512, _MAX_LENGTH, min, irrelevant_in_discovery=True),
+        _number(
+            "FirstBurstLength", "first_burst_length", 512, _MAX_LENGTH, min, irrelevant_in_discovery=True
+        ),
         _number("DefaultTime2Wait", "default_time2wait", 0, 3600, max),
         _number("DefaultTime2Retain", "default_time2retain", 0, 3600, min),
         _number("MaxOutstandingR2T", "max_outstanding_r2t", 1, 65535, min, irrelevant_in_discovery=True),
@@ -162,6 +164,15 @@ KEYS: Mapping[str, Key] = {
 
 OBSOLETE = frozenset(("IFMarker", "OFMarker", "IFMarkInt", "OFMarkInt"))
 """RFC 7143 §13.25: answered Reject, never NotUnderstood."""
+
+SECURITY_KEYS = frozenset(("AuthMethod", "CHAP_A", "CHAP_N", "CHAP_R", "CHAP_I", "CHAP_C"))
+"""RFC 7143 §12."""
+
+TARGET_KEYS = frozenset(("TargetAlias", "TargetAddress", "TargetPortalGroupTag"))
+"""Only a target says them (RFC 7143 §13.6, §13.8, §13.9)."""
+
+LOGIN_KEYS = SECURITY_KEYS | TARGET_KEYS | {"InitiatorName", "TargetName", "SessionType"}
+"""Keys that are not in ``KEYS`` and have no place in a Text Request."""
 
 RESPONSES = frozenset(("NotUnderstood", "Irrelevant", "Reject"))
 """Values that answer rather than offer (RFC 7143 §6.2)."""
@@ -210,6 +221,8 @@ class Negotiator:
                 return ("RFC3720",)
             case "data_pdu_in_order" | "data_sequence_in_order":
                 return True
+            case "first_burst_length":
+                return min(self._offer.first_burst_length, self._offer.max_burst_length)
             case name:
                 return getattr(self._offer, name)
 
@@ -241,13 +254,13 @@ class Negotiator:
     def _settle(self, key: Key, value: str) -> str | None:
         try:
             theirs = _read(key, value)
+            if key.kind == "declared":
+                self.connection.max_recv_data_segment_length_initiator = theirs
+                return None
+            assert key.settle is not None
+            result = key.settle(theirs, self._ours(key))
         except TextError:
             return "Reject"  # RFC 7143 §6.2.2: a value that cannot be is Rejected; the default holds
-        if key.kind == "declared":
-            self.connection.max_recv_data_segment_length_initiator = theirs
-            return None
-        assert key.settle is not None
-        result = key.settle(theirs, self._ours(key))
         if result is None:
             return "Reject"
         self._put(key, result)
@@ -275,7 +288,7 @@ class Negotiator:
 
     def declarations(self) -> list[tuple[str, str]]:
         """What we say unasked: the data segment length we take, and proposals for keys that the initiator
-        left out although their default is more than we are configured to take. Call when the first
+        left out although their default is not what we are configured to do. Call when the first
         operational keys are answered; later calls say nothing."""
         if self._finished:
             return []
@@ -284,12 +297,14 @@ class Negotiator:
         self.connection.max_recv_data_segment_length_target = length
         said = [("MaxRecvDataSegmentLength", str(length))]
         if self._leading and not self._discovery:
-            for name in ("MaxBurstLength", "FirstBurstLength"):
+            for name in ("ImmediateData", "MaxBurstLength", "FirstBurstLength"):
                 key = KEYS[name]
                 ours = self._ours(key)
-                if name not in self._settled and ours < getattr(self.session, key.attribute):
+                default = getattr(self.session, key.attribute)
+                assert key.settle is not None
+                if name not in self._settled and key.settle(default, ours) != default:
                     self._asked.add(name)
-                    said.append((name, str(ours)))
+                    said.append((name, _write(ours)))
         return said
 
     @property

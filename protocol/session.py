@@ -4,7 +4,7 @@ A ``Session`` is the target's end of an I_T nexus (RFC 7143 §4.2, §8.1.3). Its
 of command numbering and flow control (§4.2.2.1):
 
 * ``exp_cmd_sn`` is the next CmdSN in turn. Commands are handed on strictly in this order, over all
-  connections of the session; one that comes early waits in ``held``.
+  connections of the session; one that comes early waits in ``held``, with the unsolicited data behind it.
 * ``max_cmd_sn`` is the last CmdSN the initiator may use now. It starts a queue depth ahead and moves on by
   one when a command *completes*, so what a session can have outstanding is bounded by its queue depth, and
   the number never goes back.
@@ -14,6 +14,7 @@ of command numbering and flow control (§4.2.2.1):
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from protocol import serial
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from protocol.scsi.device import Target
     from protocol.task import Task
 
-__all__ = ["Session", "SessionTable"]
+__all__ = ["Early", "Session", "SessionTable"]
 
 _MASK = serial.MASK
 
@@ -36,10 +37,25 @@ MAX_TSIH = 0xFFFF
 """TSIH is 16 bits and 0 is reserved (RFC 7143 §11.12.6)."""
 
 
+@dataclass(slots=True)
+class Early:
+    """A PDU that came before its turn; copies, since receive buffers are used again."""
+
+    connection: "Connection"
+    header: bytes
+    """BHS and AHS."""
+    data: bytes
+    data_outs: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """(header, data) of unsolicited Data-Out PDUs that came for it."""
+    size: int = 0
+    """Bytes in ``data_outs``."""
+
+
 class Session:
     """One session, normal or discovery."""
 
     __slots__ = (
+        "_releasing",
         "bytes_read",
         "bytes_written",
         "commands",
@@ -81,8 +97,9 @@ class Session:
         """InitiatorTaskTag → SCSI command under way."""
         self.exp_cmd_sn = cmd_sn
         self.max_cmd_sn = serial.add(cmd_sn, max(grant.queue_depth, 1) - 1)
-        self.held: dict[int, Callable[[], None]] = {}
-        """CmdSN → the PDU that came before its turn."""
+        self.held: dict[int, Early | None] = {}
+        """CmdSN → the PDU that came before its turn; None where the number counts as used (``skip``)."""
+        self._releasing = False
         self.created_at = now
         self.ended = ""
         """Why the session is over; empty while it lives."""
@@ -95,30 +112,49 @@ class Session:
 
     # -- the command window -------------------------------------------------------------------
 
-    def in_turn(self, cmd_sn: int, repeat: Callable[[], None] | None = None) -> bool:
+    def in_turn(self, cmd_sn: int) -> bool:
         """Whether a non-immediate PDU with this CmdSN is to be carried out now (RFC 7143 §4.2.2.1).
 
-        A number ahead of its turn but inside the window is kept (``repeat`` carries it out later);
-        anything outside the window, or seen already, is ignored silently, as the RFC demands.
+        Then it is counted. A number ahead of its turn may be kept (``is_early``); anything outside the
+        window, or seen already, is ignored silently, as the RFC demands.
         """
-        if cmd_sn == self.exp_cmd_sn:
-            if not serial.le(cmd_sn, self.max_cmd_sn):
-                return False
-            self.exp_cmd_sn = (cmd_sn + 1) & _MASK
-            return True
-        if (
-            repeat is not None
-            and serial.lt(self.exp_cmd_sn, cmd_sn)
+        if cmd_sn != self.exp_cmd_sn or not serial.le(cmd_sn, self.max_cmd_sn):
+            return False
+        self.exp_cmd_sn = (cmd_sn + 1) & _MASK
+        return True
+
+    def is_early(self, cmd_sn: int) -> bool:
+        """Ahead of its turn, inside the window, and not here yet."""
+        return (
+            serial.lt(self.exp_cmd_sn, cmd_sn)
             and serial.le(cmd_sn, self.max_cmd_sn)
             and cmd_sn not in self.held
-        ):
-            self.held[cmd_sn] = repeat
-        return False
+        )
+
+    def skip(self, cmd_sn: int) -> None:
+        """Count a number inside the window as received and over (RFC 7143 §11.6.1): whatever carries it,
+        here already or still to come, is not carried out."""
+        early = self.held.get(cmd_sn)
+        if early is not None:
+            early.connection.forget_early(early)
+        self.held[cmd_sn] = None
+        self.release_held()
 
     def release_held(self) -> None:
         """Carry out what waited for its turn, as far as the turn has come."""
-        while (repeat := self.held.pop(self.exp_cmd_sn, None)) is not None:
-            repeat()
+        if self._releasing:  # called by what is carried out here: one loop does it, however many wait
+            return
+        self._releasing = True
+        try:
+            while self.exp_cmd_sn in self.held:
+                early = self.held.pop(self.exp_cmd_sn)
+                if early is None:
+                    self.exp_cmd_sn = (self.exp_cmd_sn + 1) & _MASK
+                    self.retired()
+                else:
+                    early.connection.carry_out_early(early)
+        finally:
+            self._releasing = False
 
     def retired(self) -> None:
         """A non-immediate command is over: the window opens by one."""
@@ -129,8 +165,11 @@ class Session:
     def forget_tasks(self, of: "Connection | None" = None) -> None:
         """Drop tasks without a word to the initiator; what already runs is not waited for."""
         for task in [task for task in self.tasks.values() if of is None or task.connection is of]:
-            self.tasks.pop(task.initiator_task_tag, None)
             task.unit.abort(task)
+            task.connection.forget(task)
+        for cmd_sn, early in list(self.held.items()):
+            if early is not None and early.connection is of:
+                self.skip(cmd_sn)
 
     def end(self, reason: str) -> None:
         """Nexus loss: every task is dropped, every connection closes when it has sent what it has."""

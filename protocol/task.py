@@ -38,9 +38,13 @@ class Task(Request):
         "immediate",
         "initiator_task_tag",
         "lun",
+        "started",
         "transfer",
         "unit",
     )
+
+    started: float
+    """When it was submitted, by the owner's clock; set only where it did not end at once."""
 
     def __init__(
         self,
@@ -60,7 +64,8 @@ class Task(Request):
         self.cdb = cdb
         self.attribute = flags & 7
         self.data_out = b""
-        self.expected_in = expected if flags & 0x40 else 0
+        # With both R and W it is the write's length; the read's is in an AHS (RFC 7143 §11.3.4, §11.2.2.4).
+        self.expected_in = expected if flags & 0x60 == 0x40 else 0
         self.expected_out = expected if flags & 0x20 else 0
         self.aborted = False
         self.command = None

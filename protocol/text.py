@@ -13,7 +13,7 @@ from protocol.access import Authorizer
 from protocol.bhs import FINAL, TextRequest
 from protocol.enums import RESERVED_TAG, RejectReason
 from protocol.errors import ProtocolViolation
-from protocol.negotiation import KEYS, OBSOLETE, RESPONSES, ConnectionKeys
+from protocol.negotiation import KEYS, LOGIN_KEYS, OBSOLETE, RESPONSES, ConnectionKeys
 from protocol.textkeys import TextError, build, parse, read_number
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class TextExchange:
         self._gathered = bytearray()
         self._unsent = b""
         self._final = False
-        """The initiator has nothing more to say: our last piece ends the exchange."""
+        """The request at hand says that the initiator has nothing more to say."""
 
     def receive(self, request: TextRequest, data: bytes | memoryview) -> TextReply:
         """Take one Text Request.
@@ -79,6 +79,7 @@ class TextExchange:
             self._tag = request.initiator_task_tag
         elif (request.target_transfer_tag, request.initiator_task_tag) != (self._transfer_tag, self._tag):
             raise _violation(RejectReason.PROTOCOL_ERROR, "a Text Request of no exchange under way")
+        self._final = bool(request.flags & FINAL)  # our F answers this request's (RFC 7143 §11.11.1)
         if self._unsent:
             if data:
                 raise _violation(RejectReason.PROTOCOL_ERROR, "a text answer under way was interrupted")
@@ -88,7 +89,6 @@ class TextExchange:
             raise _violation(RejectReason.PROTOCOL_ERROR, f"more than {MAX_TEXT} bytes of text")
         if request.flags & _CONTINUE:
             return self._reply(None)
-        self._final = bool(request.flags & FINAL)
         try:
             pairs = parse(self._gathered)
         except TextError as error:
@@ -135,7 +135,9 @@ class TextExchange:
                 answers.append((name, str(self._declared)))
             elif name in OBSOLETE:
                 answers.append((name, "Reject"))
-            elif name in KEYS:
+            elif name == "InitiatorAlias":
+                pass  # declared, at any time (RFC 7143 §13.7)
+            elif name in KEYS or name in LOGIN_KEYS:
                 raise _violation(RejectReason.PROTOCOL_ERROR, f"{name} after login")
             elif value not in RESPONSES:
                 answers.append((name, "NotUnderstood"))

@@ -5,7 +5,6 @@ as the C bit says that more follows, so what is parsed here is always the gather
 """
 
 import base64
-import binascii
 import re
 from collections.abc import Iterable
 
@@ -20,7 +19,11 @@ MAX_LONG_VALUE = 8192
 
 LONG_KEYS = frozenset(("CHAP_C", "CHAP_R", "CHAP_N", "SendTargets", "TargetAddress"))
 
-_KEY = re.compile(r"[A-Z][A-Za-z0-9.\-+@_#/]*", re.ASCII)
+_KEY = re.compile(r"(?:[A-Z]|iSCSI[A-Z])[A-Za-z0-9.\-+@_#/]*", re.ASCII)
+"""A key begins with a capital letter (RFC 7143 §6.1), but for iSCSIProtocolLevel (RFC 7144 §7.1)."""
+
+
+_NUMBER = re.compile(r"0[xX]([0-9a-fA-F]{1,16})|([0-9]{1,20})", re.ASCII)
 
 
 class TextError(ValueError):
@@ -68,20 +71,11 @@ def read_number(text: str) -> int:
     Raises:
         TextError: neither.
     """
-    if text[:2] in ("0x", "0X"):
-        digits, base = text[2:], 16
-    else:
-        digits, base = text, 10
-    if (
-        not digits
-        or len(digits) > 20
-        or not all(digit in "0123456789abcdefABCDEF"[: base + 6] for digit in digits)
-    ):
+    match = _NUMBER.fullmatch(text)
+    if match is None:
         raise TextError(f"not a number: {_shown(text.encode())}")
-    try:
-        return int(digits, base)
-    except ValueError:
-        raise TextError(f"not a number: {_shown(text.encode())}") from None
+    hexadecimal, decimal = match.groups()
+    return int(hexadecimal, 16) if hexadecimal else int(decimal)
 
 
 def read_binary(text: str, longest: int) -> bytes:
@@ -92,29 +86,24 @@ def read_binary(text: str, longest: int) -> bytes:
     """
     kind, digits = text[:2].lower(), text[2:]
     try:
-        if kind == "0x":
-            if len(digits) > 2 * longest:
-                raise TextError(f"more than {longest} bytes")
-            return (
-                bytes.fromhex(digits.zfill(len(digits) + len(digits) % 2)) if digits.isalnum() else _bad(text)
-            )
-        if kind == "0b":
-            if len(digits) > 4 * (longest // 3 + 1):
-                raise TextError(f"more than {longest} bytes")
+        if kind == "0x" and digits.isalnum():
+            value = bytes.fromhex(digits.zfill(len(digits) + len(digits) % 2))
+        elif kind == "0b":
             value = base64.b64decode(digits, validate=True)
-            return value if value and len(value) <= longest else _bad(text)
-    except (ValueError, binascii.Error):
-        pass
-    return _bad(text)
+        else:
+            value = b""
+    except ValueError:  # binascii.Error is one
+        value = b""
+    if not value:
+        raise TextError(f"not a binary value: {_shown(text.encode())}")
+    if len(value) > longest:
+        raise TextError(f"{len(value)} bytes where {longest} are the most")
+    return value
 
 
 def encode_binary(value: bytes) -> str:
     """A binary value as we send it: hexadecimal, which every initiator reads."""
     return "0x" + value.hex()
-
-
-def _bad(text: str) -> bytes:
-    raise TextError(f"not a binary value: {_shown(text.encode())}")
 
 
 def _shown(text: bytes) -> str:

@@ -22,12 +22,12 @@ from collections.abc import Callable
 from typing import Any
 
 from protocol.connection import Connection
-from protocol.events import LoggedIn, LoggedOut, LoginRefused, TaskManagement
-from protocol.management import execute
+from protocol.events import LoggedIn, LoggedOut, LoginRefused
 from protocol.scsi.request import Buffer, Outcome, Request
 from protocol.session import SessionTable
 from protocol.task import Task
 from targetd.access import PortalAuthorizer, View
+from targetd.counters import SAMPLED, Counters
 from targetd.model import split_address
 
 __all__ = ["Channel", "Server", "bind", "bind_reason"]
@@ -89,7 +89,18 @@ def bind(address: str) -> socket.socket:
 class Channel:
     """One TCP connection and its ``Connection``."""
 
-    __slots__ = ("connection", "fd", "local", "peer", "reading", "server", "sock", "waiting", "writing")
+    __slots__ = (
+        "connection",
+        "fd",
+        "local",
+        "peer",
+        "portal_id",
+        "reading",
+        "server",
+        "sock",
+        "waiting",
+        "writing",
+    )
 
     def __init__(self, server: "Server", sock: socket.socket, peer: str, local: str, portal_id: int) -> None:
         self.server = server
@@ -97,6 +108,7 @@ class Channel:
         self.fd = sock.fileno()
         self.peer = peer
         self.local = local
+        self.portal_id = portal_id
         self.waiting: list[Buffer] = []
         """What the socket did not take yet."""
         self.writing = False
@@ -141,10 +153,28 @@ class Channel:
             count -= home
         if count:
             connection.receive_data(view[:count], now)
-        self.carry_out()
-        self.flush()
+        server.unmeasured -= 1
+        if server.unmeasured:
+            self.carry_out()
+            self.flush()
+        else:
+            self._measure(now)
         if server.sessions.stirred:
             server.flush_stirred()
+
+    def _measure(self, now: float) -> None:
+        """Carry out and flush, and count how long the commands took that ended here."""
+        server = self.server
+        server.unmeasured = SAMPLED
+        tasks = [event for event in self.connection.events if isinstance(event, Task)]
+        self.carry_out()
+        self.flush()
+        session = self.connection.session
+        if session is not None:
+            elapsed_s = server.loop.time() - now
+            for task in tasks:
+                if session.tasks.get(task.initiator_task_tag) is not task and not task.aborted:
+                    server.counters.took(task.unit, session, elapsed_s, SAMPLED)
 
     def _receive_home(self, target: memoryview) -> int:
         """The rest of a long data segment goes where it belongs; what follows goes into the buffer."""
@@ -159,6 +189,8 @@ class Channel:
                     outcome = event.unit.submit(event)
                     if outcome is not None:
                         connection.complete(event, outcome)
+                    else:
+                        event.started = connection.now
             else:
                 _EVENTS[event.__class__](self, event)
         if connection.events:
@@ -269,19 +301,14 @@ def _login_refused(channel: Channel, event: LoginRefused) -> None:
         event.status,
         event.reason,
     )
-    channel.server.login_failures += 1
+    channel.server.counters.refused(channel.portal_id, event.status)
     channel.server.note("login.refused", event)
-
-
-def _task_management(channel: Channel, event: TaskManagement) -> None:
-    execute(channel.connection, event.request)
 
 
 _EVENTS: dict[type, Callable[[Channel, Any], None]] = {
     LoggedIn: _logged_in,
     LoggedOut: _logged_out,
     LoginRefused: _login_refused,
-    TaskManagement: _task_management,
 }
 
 
@@ -309,8 +336,9 @@ class Server:
         self.listeners: dict[str, tuple[socket.socket, int]] = {}
         """Address as configured → its socket and the id of its portal."""
         self.receive_buffer = memoryview(bytearray(TURN))
-        self.login_failures = 0
-        self.accepted = 0
+        self.counters = Counters()
+        self.unmeasured = SAMPLED
+        """Wake-ups until one is measured."""
         self._on_tick = on_tick
         self._timer = loop.call_later(TICK_S, self._tick)
 
@@ -342,8 +370,8 @@ class Server:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            self.accepted += 1
             portal_id = self.listeners[address][1]
+            self.counters.portal(portal_id).accepted += 1
             self.channels.add(Channel(self, sock, _shown(peer), _shown(sock.getsockname()), portal_id))
 
     def _resume(self, listener: socket.socket, address: str) -> None:
@@ -356,6 +384,9 @@ class Server:
         """A command ended after its wake-up (``LogicalUnit.deliver``)."""
         assert isinstance(request, Task)
         connection = request.connection
+        started = getattr(request, "started", None)  # set when it did not end at once
+        if started is not None:
+            self.counters.took(request.unit, connection.session, self.loop.time() - started)
         connection.complete(request, outcome)
         self.sessions.stirred.add(connection)
 
@@ -372,6 +403,7 @@ class Server:
     def gone(self, channel: Channel, reason: str) -> None:
         """A channel has closed."""
         self.channels.discard(channel)
+        self.counters.dropped(channel.portal_id, channel.connection.closing or reason)
         session = channel.connection.session
         if session is None:
             log.debug("%s: closed before login: %s", channel, reason)
@@ -380,6 +412,7 @@ class Server:
 
     def _tick(self) -> None:
         now = self.loop.time()
+        self.counters.lagged(now - self._timer.when())
         self._timer = self.loop.call_later(TICK_S, self._tick)
         for channel in list(self.channels):
             connection = channel.connection

@@ -9,8 +9,7 @@ from typing import Any
 from protocol.access import Grant, Offer, Refusal, TargetRecord
 from protocol.connection import Connection
 from protocol.enums import AuthMethod, LoginStatus
-from protocol.events import TaskManagement
-from protocol.management import execute, forget_aborted
+from protocol.management import forget_aborted
 from protocol.scsi.device import LogicalUnit, Target, UnitConfig
 from protocol.scsi.request import Outcome, Request
 from protocol.scsi.reservations import Reservations
@@ -97,8 +96,6 @@ class Endpoint:
                         self.connection.complete(event, outcome)
                 else:
                     self.events.append(event)
-                    if isinstance(event, TaskManagement):
-                        execute(self.connection, event.request)
 
 
 class MemoryTarget:
