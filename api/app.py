@@ -16,6 +16,7 @@ from aiohttp import web
 from api.auth import Authenticator, require_login
 from api.bodies import MAX_BODY_BYTES
 from api.errors import Handler, translate_errors
+from api.metrics import MetricsResource
 from api.openapi import Documents
 from api.resources.authcredential import AuthCredentialResource
 from api.resources.authorizedinitiator import AuthorizedInitiatorResource
@@ -93,6 +94,7 @@ def make_app(
         SessionResource(engine),
         ServiceResource(engine),
         SystemResource(version),
+        MetricsResource(engine),
         *resources,
         Documents(router, version),
     ]

@@ -17,6 +17,7 @@ from api.bodies import DEFAULT_LIMIT
 from api.errors import answer
 from api.fields import DECLARATIONS
 from api.resources.collection import PREFIX
+from api.resources.system import HEALTH_PATH
 from api.routing import Operation, Router
 from targetd.interface import SessionStatus
 
@@ -124,7 +125,7 @@ def document(router: Router, version: str) -> dict[str, Any]:
     schemas.update(_FIXED_SCHEMAS)
     paths = dict(router.documented())
     for path, item in paths.items():
-        if not path.startswith(PREFIX):
+        if path == HEALTH_PATH:
             for operation in item.values():
                 operation["security"] = []
     return {

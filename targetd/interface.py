@@ -10,7 +10,20 @@ from typing import Any, Protocol
 
 from targetd.model import Configuration
 
-__all__ = ["ConnectionStatus", "Edit", "Engine", "Event", "ServiceState", "SessionStatus"]
+__all__ = [
+    "LATENCY_BOUNDS_S",
+    "ConnectionStatus",
+    "Edit",
+    "Engine",
+    "Event",
+    "Latency",
+    "PortalStatistics",
+    "ServiceState",
+    "SessionStatistics",
+    "SessionStatus",
+    "Statistics",
+    "UnitStatistics",
+]
 
 Edit = Callable[[Configuration], Configuration]
 """Makes the new configuration from the one in force; raises ``ConfigError`` to change nothing."""
@@ -53,6 +66,104 @@ class SessionStatus:
     bytes_written: int
     age_s: float
     idle_s: float
+
+
+LATENCY_BOUNDS_S: tuple[float, ...] = tuple(2.0**exponent * 1e-6 for exponent in range(26))
+"""Upper bounds of the latency buckets, seconds: 1 µs, doubled each time, to half a minute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long commands took, from when all of it was here to when its answer was handed to the network.
+
+    Commands that ended at once are sampled and weighted, so counts are estimates of the true ones; those
+    that waited for a medium are all there.
+    """
+
+    buckets: tuple[int, ...] = (0,) * (len(LATENCY_BOUNDS_S) + 1)
+    """Commands up to each of ``LATENCY_BOUNDS_S`` and above the one before; the last: longer ones."""
+    sum_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class UnitStatistics:
+    """One logical unit since it came: an extent as one or more targets show it."""
+
+    extent_id: int
+    extent: str
+    luns: tuple[tuple[str, int], ...]
+    """(full target name, LUN) where it is."""
+    commands: dict[str, int]
+    """Name of the command → received."""
+    failures: dict[tuple[str, str], int]
+    """(name of the command, SCSI status) → ended so; GOOD is not among them."""
+    reads: int
+    writes: int
+    bytes_read: int
+    bytes_written: int
+    read_errors: int
+    """Reads that the medium failed."""
+    write_errors: int
+    in_flight: int
+    queued: int
+    """Work of the whole extent that waits for a worker."""
+    ready: bool
+    """The medium is there."""
+    latency: Latency
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatistics:
+    """One open session."""
+
+    id: int
+    initiator_name: str
+    target_name: str
+    portal_id: int
+    commands: int
+    bytes_read: int
+    bytes_written: int
+    in_flight: int
+    latency: Latency
+
+
+@dataclass(frozen=True, slots=True)
+class PortalStatistics:
+    """One portal since the start: its open sessions and those that are over."""
+
+    id: int
+    connections_accepted: int
+    connections: int
+    sessions: int
+    commands: int
+    bytes_read: int
+    bytes_written: int
+    in_flight: int
+    login_failures: dict[str, int]
+    """Login status → logins refused."""
+    drops: dict[str, int]
+    """Kind of reason → connections that ended."""
+    latency: Latency
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counters since start, at one moment. Times in seconds, lengths in bytes."""
+
+    units: tuple[UnitStatistics, ...] = ()
+    sessions: tuple[SessionStatistics, ...] = ()
+    portals: tuple[PortalStatistics, ...] = ()
+    changes: int = 0
+    """Changes of the configuration that were saved."""
+    changes_failed: int = 0
+    save_s: float = 0.0
+    """Spent saving, in all."""
+    save_longest_s: float = 0.0
+    loop_lag_s: float = 0.0
+    """How late the event loop was at its last tick."""
+    loop_lag_longest_s: float = 0.0
+    events_lost: int = 0
+    """Events that readers of the stream were too slow for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +219,7 @@ class Engine(Protocol):
     def drop(self, session_id: int, reason: str) -> Awaitable[bool]:
         """Ask the initiator to log out, then end the session; False: no such session."""
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> Statistics:
         """Counters since start."""
 
     def events(self) -> AsyncIterator[Event]:

@@ -29,6 +29,8 @@ MAX_LINE = 4094
 """Bytes of a line, its end not counted, as istgt has it."""
 MAX_FAILURES = 5
 """Failed logins of one connection before it is closed."""
+MAX_CHALLENGE = 1024
+"""Bytes, as in CHAP_C (RFC 7143 §12.1.3)."""
 MD5 = 5
 
 
@@ -257,7 +259,7 @@ class Conversation:
         try:
             response = _binary(answered, 16)
             identifier = int(back[0]) if back else 0
-            theirs = _binary(back[1], chap.MAX_BINARY) if back else b""
+            theirs = _binary(back[1], MAX_CHALLENGE) if back else b""
         except ValueError:
             raise self._failed("response format error", "a value is no number") from None
         known = [credential for credential in policy.credentials if credential.user == user]

@@ -34,8 +34,18 @@ from protocol.session import Session
 from storage.base import TICK_INTERVAL_S, Backend
 from storage.open import open_backend
 from targetd.access import View
+from targetd.counters import command_name, status_name
 from targetd.extents import LiveExtent, UnitKey, check_path, open_extent, spec_of, unit_key
-from targetd.interface import ConnectionStatus, Edit, Event, ServiceState, SessionStatus
+from targetd.interface import (
+    ConnectionStatus,
+    Edit,
+    Event,
+    Latency,
+    ServiceState,
+    SessionStatus,
+    Statistics,
+    UnitStatistics,
+)
 from targetd.lanes import Completions, Lane, off_loop
 from targetd.lucserver import ControllerServer
 from targetd.model import (
@@ -50,7 +60,7 @@ from targetd.model import (
     mappings_by_target,
     validate,
 )
-from targetd.server import Server, bind, bind_reason
+from targetd.server import Channel, Server, bind, bind_reason
 from targetd.store import Store, StoreError
 
 __all__ = ["Runtime"]
@@ -114,6 +124,8 @@ class Runtime:
         self._next_backend_tick = 0.0
         self._next_retry = 0.0
         self._stopping = False
+        self._changes = self._changes_failed = self._events_lost = 0
+        self._save_s = self._save_longest_s = 0.0
         self.server = Server(loop, lambda: self._view, self._note, self._tick)
         self.server.sessions.ended = self._session_ended
         self.controller = ControllerServer(self)
@@ -148,8 +160,9 @@ class Runtime:
             try:
                 self._bind_portals(new, prepared)
                 prepared.controller = await self.controller.prepare(new)
-                await self._store.save(old, new)
+                await self._save(old, new)
             except BaseException:
+                self._changes_failed += 1
                 await off_loop(prepared.undo)
                 raise
             retired = self._swap(old, new, changes, prepared)
@@ -157,6 +170,14 @@ class Runtime:
             await off_loop(_retire, retired, doomed)
             self._announce("configuration", changed=sorted(changes) or ["globals"])
             return new
+
+    async def _save(self, old: Configuration, new: Configuration) -> None:
+        began = self._loop.time()
+        await self._store.save(old, new)
+        elapsed_s = self._loop.time() - began
+        self._changes += 1
+        self._save_s += elapsed_s
+        self._save_longest_s = max(elapsed_s, self._save_longest_s)
 
     def service_state(self) -> ServiceState:
         return ServiceState(self._config.service_enabled, bool(self.server.listeners))
@@ -173,28 +194,39 @@ class Runtime:
         await self._log_out([session], reason)
         return True
 
-    def statistics(self) -> dict[str, Any]:
-        table = self.server.sessions
-        return {
-            "connections": len(self.server.channels),
-            "connections_accepted": self.server.accepted,
-            "sessions": len(table.sessions),
-            "login_failures": self.server.login_failures,
-            "extents": {
-                live.extent.name: [
-                    {
-                        "reads": unit.reads,
-                        "writes": unit.writes,
-                        "bytes_read": unit.bytes_read,
-                        "bytes_written": unit.bytes_written,
-                        "read_errors": unit.read_errors,
-                        "write_errors": unit.write_errors,
-                    }
-                    for unit in live.units.values()
-                ]
-                for live in self._extents.values()
-            },
+    def statistics(self) -> Statistics:
+        counters = self.server.counters
+        places: dict[int, list[tuple[str, int]]] = {}
+        for scsi in self._targets.values():
+            for lun, unit in scsi.luns.items():
+                places.setdefault(id(unit), []).append((scsi.name, lun))
+        sessions = list(self.server.sessions.sessions.values())
+        portals: dict[int, tuple[list[Channel], list[Session]]] = {
+            portal_id: ([], []) for portal_id in self._config.portals
         }
+        for channel in self.server.channels:
+            portals.setdefault(channel.portal_id, ([], []))[0].append(channel)
+        for session in sessions:
+            portals.setdefault(session.grant.target_portal_group_tag, ([], []))[1].append(session)
+        return Statistics(
+            units=tuple(
+                _unit_statistics(live, unit, tuple(places.get(id(unit), ())), counters.latency_of(unit))
+                for live in self._extents.values()
+                for unit in live.units.values()
+            ),
+            sessions=tuple(map(counters.of_session, sessions)),
+            portals=tuple(
+                counters.of_portal(portal_id, len(channels), open_ones)
+                for portal_id, (channels, open_ones) in portals.items()
+            ),
+            changes=self._changes,
+            changes_failed=self._changes_failed,
+            save_s=self._save_s,
+            save_longest_s=self._save_longest_s,
+            loop_lag_s=counters.loop_lag_s,
+            loop_lag_longest_s=counters.loop_lag_longest_s,
+            events_lost=self._events_lost,
+        )
 
     async def events(self) -> AsyncIterator[Event]:
         queue: asyncio.Queue[Event] = asyncio.Queue(MAX_WAITING_EVENTS)
@@ -484,6 +516,7 @@ class Runtime:
             await asyncio.sleep(0.05)
 
     def _session_ended(self, session: Session) -> None:
+        self.server.counters.session_ended(session)
         log.info(
             "%s left %s: %s",
             session.initiator_name,
@@ -553,6 +586,7 @@ class Runtime:
         for queue in self._subscribers:
             if queue.full():
                 queue.get_nowait()
+                self._events_lost += 1
             queue.put_nowait(event)
 
 
@@ -630,6 +664,37 @@ def _retire(backends: Sequence[Backend], doomed: Sequence[Path]) -> None:
             path.unlink(missing_ok=True)
         except OSError as error:
             log.error("%s could not be deleted: %s", path, error.strerror)
+
+
+def _unit_statistics(
+    live: LiveExtent, unit: LogicalUnit, luns: tuple[tuple[str, int], ...], latency: Latency
+) -> UnitStatistics:
+    commands: dict[str, int] = {}
+    for opcode, count in enumerate(unit.commands):
+        if count:
+            name = command_name(opcode)
+            commands[name] = commands.get(name, 0) + count
+    failures: dict[tuple[str, str], int] = {}
+    for (opcode, status), count in unit.failures.items():
+        key = command_name(opcode), status_name(status)
+        failures[key] = failures.get(key, 0) + count
+    return UnitStatistics(
+        extent_id=live.extent.id,
+        extent=live.extent.name,
+        luns=luns,
+        commands=commands,
+        failures=failures,
+        reads=unit.reads,
+        writes=unit.writes,
+        bytes_read=unit.bytes_read,
+        bytes_written=unit.bytes_written,
+        read_errors=unit.read_errors,
+        write_errors=unit.write_errors,
+        in_flight=len(unit.tasks),
+        queued=live.lane.depth,
+        ready=unit.medium_present,
+        latency=latency,
+    )
 
 
 def _status(session: Session, targets: Mapping[int, int], now: float) -> SessionStatus:

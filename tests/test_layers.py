@@ -54,6 +54,7 @@ FOREIGN: dict[str, tuple[str, ...]] = {
     "sqlite3": ("targetd.store",),
     "typer": ("targetd.__main__", "targetd.ctl"),
     "pyroute2": ("targetd",),
+    "prometheus_client": ("api.metrics",),
 }
 
 

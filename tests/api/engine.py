@@ -5,9 +5,8 @@ What the real one finds on disk is said in advance: ``refuse`` makes the next ed
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
-from targetd.interface import Edit, Event, ServiceState, SessionStatus
+from targetd.interface import Edit, Event, ServiceState, SessionStatus, Statistics
 from targetd.model import ConfigError, Configuration, fresh, validate
 
 
@@ -20,6 +19,7 @@ class MemoryEngine:
         """Edits that changed something."""
         self.discarded: set[int] = set()
         self.open_sessions: dict[int, SessionStatus] = {}
+        self.counted = Statistics()
         self.refuse: ConfigError | Exception | None = None
         self._lock = asyncio.Lock()
 
@@ -48,8 +48,8 @@ class MemoryEngine:
     async def drop(self, session_id: int, reason: str) -> bool:
         return self.open_sessions.pop(session_id, None) is not None
 
-    def statistics(self) -> dict[str, Any]:
-        return {}
+    def statistics(self) -> Statistics:
+        return self.counted
 
     async def events(self) -> AsyncIterator[Event]:
         for event in ():
