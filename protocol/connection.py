@@ -55,6 +55,7 @@ from protocol.enums import (
 from protocol.enums import LogoutResponse as LogoutAnswer
 from protocol.errors import ProtocolViolation
 from protocol.events import LoggedIn, LoggedOut, LoginRefused
+from protocol.fastpath import scsi_command_handler
 from protocol.framer import Framer, Handler
 from protocol.login import LoginLimits, LoginMachine, LoginReply, LoginResult
 from protocol.management import execute
@@ -84,6 +85,10 @@ of targets, and one turn brings thousands of requests."""
 
 MAX_EARLY_HEADERS = 64 * 1024
 """Bytes of Data-Out headers kept for a command that waits for its turn, beside FirstBurstLength of data."""
+
+PING_PATIENCE = 4
+"""Ping intervals that a peer may take to answer. A host that is gone shows much sooner, as its kernel stops
+acknowledging (the owner sets TCP_USER_TIMEOUT); this is for an initiator that has other things to do."""
 
 REMEMBERED_TAGS = 64
 """Aborted tasks whose Data-Out may still be on the way, so that it is dropped without a Reject."""
@@ -265,7 +270,7 @@ class Connection:
         elif self._logout_deadline and now > self._logout_deadline:
             self.lost("did not log out when asked to")
         elif self._ping_tag != RESERVED_TAG:
-            if now - self._ping_sent_at > self.nop_interval_s:
+            if now - self._ping_sent_at > PING_PATIENCE * self.nop_interval_s:
                 self.lost(f"no answer to NOP-In for {now - self._ping_sent_at:.0f} s (iscsi_nopinint)")
         elif self.nop_interval_s and silence > self.nop_interval_s:
             self._ping_tag = self._new_tag()
@@ -280,7 +285,15 @@ class Connection:
         handlers: list[Handler] = [getattr(self, default)] * 64
         for opcode, name in allowed.items():
             handlers[opcode] = getattr(self, name)
+        if phase == Phase.FULL_FEATURE and self._may_hurry():
+            handlers[Opcode.SCSI_COMMAND] = scsi_command_handler(self, self._scsi_command)
         self.framer.handlers = handlers
+
+    def _may_hurry(self) -> bool:
+        """The connection moves data, and nothing but system calls looks at it."""
+        keys = self.keys
+        is_normal = self.session is not None and self.session.target is not None
+        return is_normal and not keys.header_digest and not keys.data_digest
 
     def _ignore(self, view: memoryview, at: int, data: memoryview) -> None:
         """After logout nothing more is looked at."""

@@ -67,6 +67,7 @@ class Task(Request):
         # With both R and W it is the write's length; the read's is in an AHS (RFC 7143 §11.3.4, §11.2.2.4).
         self.expected_in = expected if flags & 0x60 == 0x40 else 0
         self.expected_out = expected if flags & 0x20 else 0
+        self.touched = connection.keys.data_digest
         self.aborted = False
         self.command = None
         self.transfer_length = 0

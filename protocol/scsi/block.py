@@ -159,7 +159,10 @@ def read_nowait(unit: "LogicalUnit", request: Request) -> Outcome | None:
     backend = unit.backend
     if backend is None or not request.length:
         return read(unit, request)
-    data = backend.read_nowait(request.offset, request.length)
+    if request.touched:
+        data = backend.copy_nowait(request.offset, request.length)
+    else:
+        data = backend.read_nowait(request.offset, request.length)
     return None if data is None else Outcome(ScsiStatus.GOOD, data)
 
 

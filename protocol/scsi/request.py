@@ -57,6 +57,7 @@ class Request:
         "length",
         "nexus",
         "offset",
+        "touched",
         "transfer_length",
     )
 
@@ -79,6 +80,8 @@ class Request:
         """Bytes of Data-In the initiator has room for."""
         self.expected_out = expected_out
         """Bytes of Data-Out the initiator means to send."""
+        self.touched = False
+        """The transport has to look at the Data-In (a digest): it may not be a window on mapped memory."""
         self.aborted = False
         """Set by task management; a body that runs long looks at it now and then."""
         self.command: Command | None = None

@@ -22,8 +22,9 @@ from protocol.enums import ScsiStatus
 from protocol.scsi.attention import Attentions
 from protocol.scsi.commands import Access, Command, Needs, Row, service_action_field
 from protocol.scsi.interfaces import Keep, Lane, Reservations, Reset, UnitConfig
+from protocol.scsi.limits import MAXIMUM_TRANSFER_BYTES
 from protocol.scsi.mode import ModeState
-from protocol.scsi.request import GOOD, Nexus, Outcome, Request
+from protocol.scsi.request import GOOD, Buffer, Nexus, Outcome, Request
 from protocol.scsi.sense import CheckCondition, ReservationConflict, Sense, from_os_error
 from protocol.scsi.table import table_for
 from protocol.scsi.taskset import PLAIN, TaskSet
@@ -37,6 +38,10 @@ __all__ = ["LogicalUnit"]
 log = logging.getLogger(__name__)
 
 RESERVATION_CONFLICT = Outcome(ScsiStatus.RESERVATION_CONFLICT)
+
+_READ_NEEDS = int(Needs.READY | Needs.MEDIUM)
+_WRITE_NEEDS = int(Needs.READY | Needs.MEDIUM | Needs.WRITABLE)
+"""Of the rows of READ(10/16) and WRITE(10/16), for ``read_at_once`` and ``write_at_once``."""
 
 
 class LogicalUnit(TaskSet):
@@ -223,6 +228,58 @@ class LogicalUnit(TaskSet):
         if request.attribute > PLAIN:
             self._order(request)
         return None
+
+    def read_at_once(self, opcode: int, lba: int, blocks: int, length: int) -> Buffer | None:
+        """READ(10/16) of ``length`` bytes without a request, when nothing stands in its way and the bytes are
+        in memory; None: go by ``admit`` and ``submit``, nothing has happened yet.
+
+        The same tests as theirs in one place, for ``protocol.fastpath``: attentions, reservations, what the
+        unit lacks, what must wait, the range.
+        """
+        backend = self.backend
+        if (
+            self._crowded
+            or self._lacking & _READ_NEEDS
+            or self.attentions.pending
+            or self.reservations.held
+            or lba + blocks > self.blocks
+            or blocks * self.block_size != length
+            or backend is None
+        ):
+            return None
+        data = backend.read_nowait(lba * self.block_size, length)
+        if data is not None:
+            self.commands[opcode] += 1
+            self.reads += 1
+            self.bytes_read += length
+        return data
+
+    def write_at_once(self, opcode: int, lba: int, blocks: int, data: Buffer) -> bool:
+        """WRITE(10/16) of exactly ``data`` into the cache, like ``read_at_once``; False: nothing was done, or
+        it failed and is to be done again by the way that reports failures."""
+        backend = self.backend
+        length = len(data)
+        if (
+            self._crowded
+            or self._lacking & _WRITE_NEEDS
+            or self.attentions.pending
+            or self.reservations.held
+            or not self.write_cache
+            or lba + blocks > self.blocks
+            or blocks * self.block_size != length
+            or length > MAXIMUM_TRANSFER_BYTES
+            or backend is None
+        ):
+            return False
+        try:
+            if not backend.write_nowait(lba * self.block_size, data):
+                return False
+        except OSError:
+            return False
+        self.commands[opcode] += 1
+        self.writes += 1
+        self.bytes_written += length
+        return True
 
     def _start(self, request: Request, row: Command) -> Outcome | None:
         """Run it here if it can be run here; None: it is under way."""
