@@ -276,6 +276,8 @@ class LoginMachine:
     def _identify(self, request: LoginRequest, pairs: list[tuple[str, str]]) -> Grant | Refusal:
         """The first request names the initiator and what it wants (RFC 7143 §6.3)."""
         first = dict(pairs)
+        if any(first[key] != value for key, value in pairs if key in _IDENTITY):
+            raise _bad("the initiator names itself or the target in two ways")
         name = first.get("InitiatorName", "")
         kind = first.get("SessionType", "Normal")
         if not name:
