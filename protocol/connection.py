@@ -704,7 +704,8 @@ class Connection:
             data = memoryview(data)[: task.expected_in]
         if data:
             session.bytes_read += len(data)
-            collapse = status == ScsiStatus.GOOD and not flags & 0x18
+            # With both directions the residuals have fields of their own, in the SCSI Response only.
+            collapse = status == ScsiStatus.GOOD and not task.flags & _FLAG_WRITE
             self._data_in(task, data, flags if collapse else 0, residual if collapse else 0, collapse)
             if collapse:
                 return
