@@ -281,6 +281,13 @@ class LogicalUnit(TaskSet):
         self.bytes_written += length
         return True
 
+    def _order(self, request: Request) -> None:
+        """In the stand-in nothing waits for anything: what it can do is done at once."""
+        if self.absent:
+            request.attribute = PLAIN
+        else:
+            super()._order(request)
+
     def _start(self, request: Request, row: Command) -> Outcome | None:
         """Run it here if it can be run here; None: it is under way."""
         try:
