@@ -20,6 +20,8 @@ from api.metrics import MetricsResource
 from api.openapi import Documents
 from api.resources.authcredential import AuthCredentialResource
 from api.resources.authorizedinitiator import AuthorizedInitiatorResource
+from api.resources.diagnosis import DiagnosisResource
+from api.resources.events import EventsResource
 from api.resources.extent import ExtentResource
 from api.resources.globalconfiguration import GlobalConfigurationResource
 from api.resources.portal import PortalResource
@@ -88,10 +90,14 @@ def make_app(
     app[ENGINE] = engine
     app[AUTHENTICATOR] = authenticator
     app[ROUTER] = router
+    events = EventsResource(engine)
+    app.on_shutdown.append(events.close)
     every: list[Registrable] = [
         GlobalConfigurationResource(engine),
         *(collection(engine) for collection in COLLECTIONS),
         SessionResource(engine),
+        DiagnosisResource(engine),
+        events,
         ServiceResource(engine),
         SystemResource(version),
         MetricsResource(engine),

@@ -19,7 +19,7 @@ from api.fields import DECLARATIONS
 from api.resources.collection import PREFIX
 from api.resources.system import HEALTH_PATH
 from api.routing import Operation, Router
-from targetd.interface import SessionStatus
+from targetd.interface import Explanation, LoginFailure, SessionStatus
 
 __all__ = ["Documents", "document"]
 
@@ -28,6 +28,9 @@ The FreeNAS API v1.0 for iSCSI. Every change is in force when it is answered, al
 
 Numbers and booleans may be sent as strings; null, and "" for a number, mean "not given"; unknown keys are \
 ignored; what a PUT leaves out keeps its value. A final slash may be left out.
+
+What happens can be followed as server-sent events (text/event-stream) at \
+/api/v1.0/services/iscsi/events/; that answer has no end, so it is not among the operations below.
 """
 
 _NUMBER_QUERY: Final = {"type": "integer", "minimum": 0}
@@ -44,6 +47,32 @@ _PARAMETERS: Final[dict[str, Any]] = {
         "in": "query",
         "description": "Objects to leave out at the start.",
         "schema": {**_NUMBER_QUERY, "default": 0},
+    },
+    "initiator": {
+        "name": "initiator",
+        "in": "query",
+        "required": True,
+        "description": "iSCSI name of the initiator.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 223},
+    },
+    "address": {
+        "name": "address",
+        "in": "query",
+        "required": True,
+        "description": "IP address that it comes from.",
+        "schema": {"type": "string"},
+    },
+    "target": {
+        "name": "target",
+        "in": "query",
+        "description": "Full or short name of a target; without it all are asked.",
+        "schema": {"type": "string"},
+    },
+    "portal": {
+        "name": "portal",
+        "in": "query",
+        "description": "Id of a portal; without it all are asked.",
+        "schema": {"type": "integer", "minimum": 1},
     },
 }
 
@@ -122,6 +151,8 @@ def document(router: Router, version: str) -> dict[str, Any]:
     for declaration in DECLARATIONS:
         schemas.update(declaration.schemas())
     schemas["Session"] = {**_plain_schema(SessionStatus), "description": "Ages in seconds, lengths in bytes."}
+    schemas["LoginFailure"] = _plain_schema(LoginFailure)
+    schemas["Explanation"] = _plain_schema(Explanation)
     schemas.update(_FIXED_SCHEMAS)
     paths = dict(router.documented())
     for path, item in paths.items():

@@ -36,6 +36,8 @@ class Operation:
     request_schema: str | None = None
     parameters: tuple[str, ...] = ()
     """Names of shared query parameters."""
+    streams: bool = False
+    """Its answer has no end; OpenAPI has no words for that, and its tools would wait for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ class Router:
     def documented(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Path and path item object of the OpenAPI document, in order of addition."""
         for place in self.places:
+            if any(operation.streams for operation in place.operations.values()):
+                continue
             item: dict[str, Any] = {}
             for name in _names(place.path):
                 kind = {"type": "integer", "minimum": 1} if name == "id" else {"type": "string"}
@@ -147,6 +151,7 @@ _STATUS_TEXTS: Final = {
     403: "This user may only read.",
     404: "There is no such object.",
     413: "The body is too large.",
+    503: "Too many at once.",
     429: "Too many failed logins from this address.",
     409: "Fields are wrong: messages by field.",
 }

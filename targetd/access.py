@@ -25,7 +25,7 @@ from targetd.model import (
     split_list,
 )
 
-__all__ = ["PortalAuthorizer", "View", "credentials_of", "in_networks"]
+__all__ = ["PortalAuthorizer", "Verdict", "View", "credentials_of", "in_networks"]
 
 METHODS: dict[AuthChoice, AuthMethod] = {
     "None": AuthMethod.NONE,
@@ -43,6 +43,16 @@ class View:
     configuration: Configuration
     targets: Mapping[str, tuple[Target, ScsiTarget]]
     """Full name → the target's configuration and its live SCSI side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the initiator groups of a target say of one initiator."""
+
+    group: TargetGroup | None
+    """The grant; None: refused."""
+    rule: str
+    """Which rule decided, in words."""
 
 
 class PortalAuthorizer:
@@ -87,10 +97,11 @@ class PortalAuthorizer:
         if found is None:
             return Refusal(LoginStatus.NOT_FOUND, f"no target {target_name}")
         target, live = found
-        group = self._granting(config, target, initiator_name)
-        if isinstance(group, str):
+        verdict = self.judge(target, initiator_name)
+        group = verdict.group
+        if group is None:
             # 0203h and not 0202h: who may not log in does not learn that the target exists (§7.4).
-            return Refusal(LoginStatus.NOT_FOUND, group)
+            return Refusal(LoginStatus.NOT_FOUND, verdict.rule)
         return Grant(
             methods=METHODS[group.auth_method],
             offer=_offer(config),
@@ -127,23 +138,35 @@ class PortalAuthorizer:
 
     # -- how it is decided --------------------------------------------------------------------
 
-    def _granting(self, config: Configuration, target: Target, initiator_name: str) -> TargetGroup | str:
-        """The target group that lets this initiator in, or why none does."""
+    def judge(self, target: Target, initiator_name: str) -> Verdict:
+        """Which target group lets this initiator in, or why none does (§7.4 rule 1)."""
+        config = self._view().configuration
         groups = groups_by_target(config).get(target.id, ())
         here = [group for group in groups if group.portal_id == self._portal_id]
         name = full_name(config.globals, target)
         if not here:
-            return f"target {name} is not granted through portal {self._portal_id}"
+            return Verdict(None, f"target {name} is not granted through portal {self._portal_id}")
+        reasons = []
         for group in here:
             if group.initiator_group_id is None:
-                return group
+                return Verdict(group, f"target {name} is open to any initiator")
             members = config.initiator_groups[group.initiator_group_id]
-            verdict = _match_name(members, initiator_name)
-            if verdict is False:
-                return f"initiator group {members.tag} denies {initiator_name} by name"
-            if verdict and in_networks(members.auth_network, self._peer_host):
-                return group
-        return f"no initiator group of target {name} allows {initiator_name} from {self._peer_host}"
+            entry = _matching_entry(members, initiator_name)
+            called = f"initiator group {members.tag}"
+            if entry is None:
+                reasons.append(f"{called} does not name it")
+            elif entry.startswith("!"):
+                return Verdict(None, f"{called} denies {initiator_name} by name ({entry})")
+            elif not in_networks(members.auth_network, self._peer_host):
+                networks = ", ".join(split_list(members.auth_network))
+                reasons.append(f"{called} names it ({entry}), but its networks are {networks}")
+            else:
+                return Verdict(group, f"{called} allows {initiator_name} ({entry}) from {self._peer_host}")
+        return Verdict(
+            None,
+            f"no initiator group of target {name} allows {initiator_name} from {self._peer_host}: "
+            + "; ".join(reasons),
+        )
 
     def _addresses(self, config: Configuration, portal_id: int) -> list[tuple[str, int]]:
         """Every address of a portal group as SendTargets tells it; a wildcard becomes the address that
@@ -186,18 +209,17 @@ def credentials_of(config: Configuration, choice: AuthChoice, tag: int | None) -
 
 
 def _name_verdict(config: Configuration, group_id: int | None, initiator_name: str) -> bool:
-    return group_id is None or bool(_match_name(config.initiator_groups[group_id], initiator_name))
+    if group_id is None:
+        return True
+    entry = _matching_entry(config.initiator_groups[group_id], initiator_name)
+    return entry is not None and not entry.startswith("!")
 
 
-def _match_name(group: InitiatorGroup, initiator_name: str) -> bool | None:
-    """True: allowed; False: denied (``!``); None: not mentioned (§7.4 rule 1, entries in order)."""
-    name = initiator_name.lower()
-    for entry in split_list(group.initiators):
-        rule = entry.lower()
-        denies = rule.startswith("!")
-        if rule.removeprefix("!") in ("all", name):
-            return not denies
-    return None
+def _matching_entry(group: InitiatorGroup, initiator_name: str) -> str | None:
+    """The first entry that is about this initiator (§7.4 rule 1); one that begins with ``!`` denies it."""
+    wanted = ("all", initiator_name.lower())
+    entries = split_list(group.initiators)
+    return next((entry for entry in entries if entry.lower().removeprefix("!") in wanted), None)
 
 
 def in_networks(networks: str, host: str) -> bool:

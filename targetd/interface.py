@@ -16,13 +16,16 @@ __all__ = [
     "Edit",
     "Engine",
     "Event",
+    "Explanation",
     "Latency",
+    "LoginFailure",
     "PortalStatistics",
     "ServiceState",
     "SessionStatistics",
     "SessionStatus",
     "Statistics",
     "UnitStatistics",
+    "VisibleLun",
 ]
 
 Edit = Callable[[Configuration], Configuration]
@@ -177,6 +180,58 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class LoginFailure:
+    """A login that was refused, or a connection that we closed before it had logged in."""
+
+    at: float
+    """Seconds since the epoch."""
+    initiator_name: str
+    """As the peer said; empty: it had not said yet."""
+    peer_address: str
+    local_address: str
+    portal_id: int
+    target_name: str
+    """Empty: discovery, or not said yet."""
+    status: str
+    """Login status as sent, four hexadecimal digits; empty: nothing was sent."""
+    reason: str
+    """The rule that refused it, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class VisibleLun:
+    """A logical unit that an initiator would see."""
+
+    lun: int
+    extent_id: int
+    extent: str
+    size_bytes: int
+    block_size: int
+    read_only: bool
+    ready: bool
+    """Its medium is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What would come of a login to one target through one portal."""
+
+    portal_id: int
+    portal_addresses: tuple[str, ...]
+    target_id: int
+    target_name: str
+    allowed: bool
+    reason: str
+    """The rule that decides, in words."""
+    authentication: str
+    """What the initiator has to prove: None, Auto, CHAP or CHAP Mutual; empty when it is refused anyway."""
+    discovered: bool
+    """SendTargets through this portal tells it of the target; networks are not asked then."""
+    luns: tuple[VisibleLun, ...]
+    """What it would see; nothing when it is refused."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceState:
     """``services/services/iscsitarget``."""
 
@@ -221,6 +276,20 @@ class Engine(Protocol):
 
     def statistics(self) -> Statistics:
         """Counters since start."""
+
+    def login_failures(self) -> list[LoginFailure]:
+        """The last ones, newest first."""
+
+    def explain(
+        self, initiator_name: str, address: str, target: str = "", portal_id: int | None = None
+    ) -> list[Explanation]:
+        """May this initiator from this address log in, and what would it see?
+
+        Args:
+            address: IP address of the initiator.
+            target: full or stored name; empty: every target.
+            portal_id: one that exists; None: every portal.
+        """
 
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on."""

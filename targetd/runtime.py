@@ -17,13 +17,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from protocol.connection import Connection
-from protocol.events import LoginRefused
 from protocol.management import forget_aborted
 from protocol.scsi import sanitize
 from protocol.scsi.device import LogicalUnit, UnitConfig
@@ -33,18 +33,21 @@ from protocol.scsi.reservations import Reservations
 from protocol.session import Session
 from storage.base import TICK_INTERVAL_S, Backend
 from storage.open import open_backend
-from targetd.access import View
+from targetd.access import PortalAuthorizer, View, credentials_of
 from targetd.counters import command_name, status_name
 from targetd.extents import LiveExtent, UnitKey, check_path, open_extent, spec_of, unit_key
 from targetd.interface import (
     ConnectionStatus,
     Edit,
     Event,
+    Explanation,
     Latency,
+    LoginFailure,
     ServiceState,
     SessionStatus,
     Statistics,
     UnitStatistics,
+    VisibleLun,
 )
 from targetd.lanes import Completions, Lane, off_loop
 from targetd.lucserver import ControllerServer
@@ -54,10 +57,12 @@ from targetd.model import (
     ConfigError,
     Configuration,
     Extent,
+    Portal,
     diff,
     full_name,
     mappings_by_extent,
     mappings_by_target,
+    split_address,
     validate,
 )
 from targetd.server import Channel, Server, bind, bind_reason
@@ -75,6 +80,9 @@ LOGOUT_S = 3
 
 RETRY_MISSING_S = 5.0
 """How often a medium that is missing is looked for."""
+
+KEPT_FAILURES = 200
+"""Refused logins that are remembered: an hour of one that tries every 20 s."""
 
 MAX_WAITING_EVENTS = 1000
 """Events that a slow reader of the stream may be behind before it loses the oldest."""
@@ -123,6 +131,7 @@ class Runtime:
         """What logical units had us keep: ``<extent id>/<what>`` → bytes."""
         self._next_backend_tick = 0.0
         self._next_retry = 0.0
+        self._failures: deque[LoginFailure] = deque(maxlen=KEPT_FAILURES)
         self._stopping = False
         self._changes = self._changes_failed = self._events_lost = 0
         self._save_s = self._save_longest_s = 0.0
@@ -168,7 +177,14 @@ class Runtime:
             retired = self._swap(old, new, changes, prepared)
             doomed = [Path(old.extents[id].path) for id in discard_files if id not in new.extents]
             await off_loop(_retire, retired, doomed)
-            self._announce("configuration", changed=sorted(changes) or ["globals"])
+            self._announce(
+                "configuration",
+                globals=old.globals != new.globals or old.service_enabled != new.service_enabled,
+                changed={
+                    collection: {"written": sorted(change.written), "removed": sorted(change.removed)}
+                    for collection, change in changes.items()
+                },
+            )
             return new
 
     async def _save(self, old: Configuration, new: Configuration) -> None:
@@ -227,6 +243,65 @@ class Runtime:
             loop_lag_longest_s=counters.loop_lag_longest_s,
             events_lost=self._events_lost,
         )
+
+    def login_failures(self) -> list[LoginFailure]:
+        return list(reversed(self._failures))
+
+    def explain(
+        self, initiator_name: str, address: str, target: str = "", portal_id: int | None = None
+    ) -> list[Explanation]:
+        config = self._config
+        wanted = target.lower()
+        return [
+            self._explain(portal, name, initiator_name, address)
+            for portal in config.portals.values()
+            if portal_id in (None, portal.id)
+            for name, (configured, _) in self._view.targets.items()
+            if not wanted or wanted in (name, configured.name.lower())
+        ]
+
+    def _explain(self, portal: Portal, name: str, initiator_name: str, address: str) -> Explanation:
+        """What the login itself would answer, asked of the very code that answers it."""
+        local_host, local_port = split_address(portal.addresses[0]) if portal.addresses else (address, 0)
+        authorizer = PortalAuthorizer(lambda: self._view, portal.id, address, local_host, local_port)
+        target, scsi = self._view.targets[name]
+        verdict = authorizer.judge(target, initiator_name)
+        allowed, rule = verdict.group is not None, verdict.rule
+        method = verdict.group.auth_method if verdict.group is not None else ""
+        if verdict.group is not None and method.startswith("CHAP"):
+            tag = verdict.group.auth_group
+            if not credentials_of(self._config, verdict.group.auth_method, tag):
+                allowed = False
+                rule += f", but {method} is asked for and credential group {tag} has no user"
+        if not self._config.service_enabled:
+            allowed, rule = False, f"{rule}, but the service is stopped"
+        elif not portal.addresses:
+            allowed, rule = False, f"{rule}, but portal {portal.id} has no address"
+        return Explanation(
+            portal_id=portal.id,
+            portal_addresses=portal.addresses,
+            target_id=target.id,
+            target_name=name,
+            allowed=allowed,
+            reason=rule,
+            authentication=method if allowed else "",
+            discovered=bool(authorizer.send_targets(initiator_name, name)),
+            luns=tuple(self._visible(target.id, scsi)) if allowed else (),
+        )
+
+    def _visible(self, target_id: int, scsi: ScsiTarget) -> Iterator[VisibleLun]:
+        mappings = mappings_by_target(self._config).get(target_id, ())
+        for mapping in sorted(mappings, key=lambda mapping: mapping.lun):
+            unit = scsi.luns[mapping.lun]
+            yield VisibleLun(
+                lun=mapping.lun,
+                extent_id=mapping.extent_id,
+                extent=self._config.extents[mapping.extent_id].name,
+                size_bytes=unit.blocks * unit.block_size,
+                block_size=unit.block_size,
+                read_only=unit.read_only,
+                ready=unit.medium_present,
+            )
 
     async def events(self) -> AsyncIterator[Event]:
         queue: asyncio.Queue[Event] = asyncio.Queue(MAX_WAITING_EVENTS)
@@ -554,6 +629,7 @@ class Runtime:
             if isinstance(result, Backend):
                 if live.backend is None and self._extents.get(extent.id) is live and live.extent is extent:
                     log.info("extent %s: its medium is back", extent.name)
+                    self._announce("extent.ready", id=extent.id, name=extent.name)
                     live.missing = ""
                     live.update(extent, result)
                 else:
@@ -572,7 +648,8 @@ class Runtime:
 
     def _note(self, kind: str, what: Any) -> None:
         """The server tells of a login or a refusal."""
-        if isinstance(what, LoginRefused):
+        if isinstance(what, LoginFailure):
+            self._failures.append(what)
             self._announce(kind, **asdict(what))
         elif isinstance(what, Session):
             self._announce(

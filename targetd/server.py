@@ -18,6 +18,7 @@ import errno
 import logging
 import secrets
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ from protocol.session import SessionTable
 from protocol.task import Task
 from targetd.access import PortalAuthorizer, View
 from targetd.counters import SAMPLED, Counters
+from targetd.interface import LoginFailure
 from targetd.model import split_address
 
 __all__ = ["Channel", "Server", "bind", "bind_reason"]
@@ -91,6 +93,7 @@ class Channel:
 
     __slots__ = (
         "connection",
+        "failed",
         "fd",
         "local",
         "peer",
@@ -109,6 +112,8 @@ class Channel:
         self.peer = peer
         self.local = local
         self.portal_id = portal_id
+        self.failed = False
+        """A refusal was told."""
         self.waiting: list[Buffer] = []
         """What the socket did not take yet."""
         self.writing = False
@@ -260,6 +265,23 @@ class Channel:
         self.writing = False
         self.flush()
 
+    def fail(self, initiator_name: str, target_name: str, status: str, reason: str) -> None:
+        """Tell that there will be no session."""
+        self.failed = True
+        self.server.note(
+            "login.refused",
+            LoginFailure(
+                at=time.time(),
+                initiator_name=initiator_name,
+                peer_address=self.peer,
+                local_address=self.local,
+                portal_id=self.portal_id,
+                target_name=target_name,
+                status=status,
+                reason=reason,
+            ),
+        )
+
     def drop(self, reason: str) -> None:
         """Close the socket; whatever was under way for it is forgotten."""
         if self.fd < 0:
@@ -302,7 +324,7 @@ def _login_refused(channel: Channel, event: LoginRefused) -> None:
         event.reason,
     )
     channel.server.counters.refused(channel.portal_id, event.status)
-    channel.server.note("login.refused", event)
+    channel.fail(event.initiator_name, event.target_name, f"{event.status:04X}", event.reason)
 
 
 _EVENTS: dict[type, Callable[[Channel, Any], None]] = {
@@ -407,6 +429,8 @@ class Server:
         session = channel.connection.session
         if session is None:
             log.debug("%s: closed before login: %s", channel, reason)
+            if channel.connection.closing and not channel.failed:
+                channel.fail("", "", "", channel.connection.closing)
         elif not session.ended:  # the end of a session is told once, by whoever is told of it
             log.info("%s: connection of %s closed: %s", channel, session.initiator_name, reason)
 

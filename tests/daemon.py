@@ -226,10 +226,14 @@ class Daemon:
 
     # -- API ------------------------------------------------------------------------------------
 
+    def authorization(self, user: str = "root", password: str | None = None) -> dict[str, str]:
+        """The header that lets a user in."""
+        token = base64.b64encode(f"{user}:{password or self.password}".encode()).decode()
+        return {"Authorization": f"Basic {token}"}
+
     def api(self, method: str, path: str, body: Any = None, *, password: str | None = None) -> Reply:
         """One request as root. ``path`` is below /api/v1.0/ unless it begins with a slash."""
-        token = base64.b64encode(f"root:{password or self.password}".encode()).decode()
-        headers = {"Authorization": f"Basic {token}"}
+        headers = self.authorization(password=password)
         data = None
         if body is not None:
             data = json.dumps(body).encode()

@@ -6,7 +6,15 @@ What the real one finds on disk is said in advance: ``refuse`` makes the next ed
 import asyncio
 from collections.abc import AsyncIterator
 
-from targetd.interface import Edit, Event, ServiceState, SessionStatus, Statistics
+from targetd.interface import (
+    Edit,
+    Event,
+    Explanation,
+    LoginFailure,
+    ServiceState,
+    SessionStatus,
+    Statistics,
+)
 from targetd.model import ConfigError, Configuration, fresh, validate
 
 
@@ -20,6 +28,11 @@ class MemoryEngine:
         self.discarded: set[int] = set()
         self.open_sessions: dict[int, SessionStatus] = {}
         self.counted = Statistics()
+        self.failures: list[LoginFailure] = []
+        self.explained: list[Explanation] = []
+        self.asked: tuple[str, str, str, int | None] | None = None
+        self.happening: asyncio.Queue[Event] = asyncio.Queue()
+        self.readers = 0
         self.refuse: ConfigError | Exception | None = None
         self._lock = asyncio.Lock()
 
@@ -51,6 +64,19 @@ class MemoryEngine:
     def statistics(self) -> Statistics:
         return self.counted
 
+    def login_failures(self) -> list[LoginFailure]:
+        return list(self.failures)
+
+    def explain(
+        self, initiator_name: str, address: str, target: str = "", portal_id: int | None = None
+    ) -> list[Explanation]:
+        self.asked = (initiator_name, address, target, portal_id)
+        return list(self.explained)
+
     async def events(self) -> AsyncIterator[Event]:
-        for event in ():
-            yield event
+        self.readers += 1
+        try:
+            while True:
+                yield await self.happening.get()
+        finally:
+            self.readers -= 1

@@ -1,0 +1,84 @@
+"""Why may an initiator not log in? The last refusals, and the answer ahead of time. Not in FreeNAS."""
+
+import dataclasses
+import ipaddress
+from typing import Final
+
+from aiohttp import web
+
+from api.bodies import content_range, page
+from api.errors import BadRequestError, answer
+from api.resources.collection import LIST_PARAMETERS, PREFIX
+from api.routing import Operation, Router
+from targetd.interface import Engine
+
+__all__ = ["DiagnosisResource"]
+
+FAILURES_PATH: Final = f"{PREFIX}services/iscsi/loginfailure/"
+EXPLAIN_PATH: Final = f"{PREFIX}services/iscsi/explain/"
+MAX_NAME: Final = 223
+"""Bytes of an iSCSI name (RFC 7143 §4.2.7.1)."""
+
+
+class DiagnosisResource:
+    """Both places."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def register(self, router: Router) -> None:
+        """Add them."""
+        router.add(
+            "diagnosis",
+            FAILURES_PATH,
+            {
+                "GET": Operation(
+                    self.get_failures,
+                    "The last refused logins, newest first, with the rule that refused them.",
+                    {200: "LoginFailure[]", 400: "Error", 401: None},
+                    parameters=LIST_PARAMETERS,
+                )
+            },
+        )
+        router.add(
+            "diagnosis",
+            EXPLAIN_PATH,
+            {
+                "GET": Operation(
+                    self.explain,
+                    "May this initiator from this address log in to this target, and what would it see?",
+                    {200: "Explanation[]", 400: "Error", 401: None},
+                    parameters=("initiator", "address", "target", "portal"),
+                )
+            },
+        )
+
+    async def get_failures(self, request: web.Request) -> web.StreamResponse:
+        """GET of the refusals."""
+        failures = self.engine.login_failures()
+        offset, chosen = page(request, failures)
+        headers = content_range(offset, len(chosen), len(failures))
+        return answer(200, [dataclasses.asdict(failure) for failure in chosen], headers)
+
+    async def explain(self, request: web.Request) -> web.StreamResponse:
+        """GET of what would come of a login: one answer for each portal and target that was asked for."""
+        query = request.query
+        initiator, address = query.get("initiator", "").strip(), query.get("address", "").strip()
+        target, portal = query.get("target", "").strip(), query.get("portal", "").strip()
+        if not initiator or len(initiator.encode(errors="replace")) > MAX_NAME:
+            raise BadRequestError("Say which initiator: initiator=iqn.…, of at most 223 bytes.")
+        try:
+            peer = ipaddress.ip_address(address.partition("%")[0].strip("[]"))
+        except ValueError:
+            raise BadRequestError("Say where it comes from: address=, an IPv4 or IPv6 address.") from None
+        config = self.engine.configuration
+        portal_id = None
+        if portal:
+            known = portal.isascii() and portal.isdecimal() and len(portal) < 10
+            portal_id = int(portal) if known else 0
+            if portal_id not in config.portals:
+                raise BadRequestError(f"There is no portal {portal[:40]}.")
+        found = self.engine.explain(initiator, str(peer), target, portal_id)
+        if target and not found and config.portals:
+            raise BadRequestError(f"There is no target {target[:MAX_NAME]}.")
+        return answer(200, [dataclasses.asdict(explanation) for explanation in found])
