@@ -24,6 +24,7 @@ from api.auth import Account, Authenticator, hash_password
 from api.server import ApiRunner
 from targetd import logs, notify
 from targetd.demo import offer_demo
+from targetd.loop import Loop
 from targetd.model import ConfigError, fresh
 from targetd.options import Address, Options, version
 from targetd.runtime import Runtime
@@ -49,16 +50,17 @@ def run(options: Options) -> int:
     """Serve until told to stop; returns the exit code (design.md §2)."""
     logs.set_up(options.log_level, options.log_format)
     try:
-        asyncio.run(_serve(options))
+        loop = Loop()
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(_serve(options, loop))
     except (StartError, StoreError) as error:
         print(f"iscsi-targetd: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-async def _serve(options: Options) -> None:
+async def _serve(options: Options, loop: Loop) -> None:
     _raise_descriptor_limit()
-    loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)

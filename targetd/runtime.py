@@ -50,6 +50,7 @@ from targetd.interface import (
     VisibleLun,
 )
 from targetd.lanes import Completions, Lane, off_loop
+from targetd.loop import Loop
 from targetd.lucserver import ControllerServer
 from targetd.model import (
     Change,
@@ -116,7 +117,7 @@ class _Prepared:
 class Runtime:
     """Implements ``targetd.interface.Engine``."""
 
-    def __init__(self, store: Store, extent_roots: Sequence[Path], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, store: Store, extent_roots: Sequence[Path], loop: Loop) -> None:
         self._store = store
         self._roots = tuple(extent_roots)
         self._loop = loop

@@ -1,8 +1,8 @@
 """The asyncio side of the engine: listening sockets, connections, one timer. Knows no PDU format.
 
-The event loop calls ``Channel.readable`` when bytes have come; in that one call they are received, cut
-into PDUs, carried out as far as nothing has to wait, and answered. No task, no future and no timer per
-connection or per PDU. What had to wait comes back through ``lanes.Completions``.
+The event loop (``targetd.loop``) calls ``Channel.readable`` when bytes have come; in that one call they are
+received, cut into PDUs, carried out as far as nothing has to wait, and answered. No task, no future and no
+timer per connection or per PDU. What had to wait comes back through ``lanes.Completions``.
 
 The receive buffer is one for the whole process: whatever is kept beyond a wake-up is copied out of it, so
 an idle connection costs no buffer. It has the size of one turn: after so many bytes of one connection the
@@ -13,7 +13,6 @@ the disk fails) is EFAULT there: what the header promised cannot be sent any mor
 dropped, and the retry of the command meets the true error.
 """
 
-import asyncio
 import errno
 import logging
 import secrets
@@ -30,6 +29,7 @@ from protocol.task import Task
 from targetd.access import PortalAuthorizer, View
 from targetd.counters import SAMPLED, Counters
 from targetd.interface import LoginFailure
+from targetd.loop import Loop
 from targetd.model import split_address
 
 __all__ = ["Channel", "Server", "bind", "bind_reason"]
@@ -130,7 +130,7 @@ class Channel:
             nop_interval_s=globals_.nop_in_interval_s,
             owner=self,
         )
-        server.loop.add_reader(self.fd, self.readable)
+        server.loop.serve(self.fd, self.readable, self._writable)
 
     def __repr__(self) -> str:
         return f"{self.peer} to {self.local}"
@@ -222,10 +222,8 @@ class Channel:
                 self.drop(reason)
                 return
             self.waiting = out
-            if out and not self.writing:
-                self.server.loop.add_writer(self.fd, self._writable)
-                self.writing = True
-            self._judge_backlog()
+            if out or self.writing or not self.reading:
+                self._judge_backlog()
         if connection.closing and not self.waiting:
             self.drop(connection.closing)
 
@@ -250,18 +248,13 @@ class Channel:
         return out
 
     def _judge_backlog(self) -> None:
-        """Stop reading from a peer that lets too much wait; go on when it has caught up."""
-        if self.waiting or not self.reading:
-            read = sum(map(len, self.waiting)) < HIGH_WATER
-            if read != self.reading:
-                self.reading = read
-                if read:
-                    self.server.loop.add_reader(self.fd, self.readable)
-                else:
-                    self.server.loop.remove_reader(self.fd)
+        """Wait for the socket while something waits for it; stop reading from a peer that lets too much
+        wait, and go on when it has caught up."""
+        self.writing = bool(self.waiting)
+        self.reading = sum(map(len, self.waiting)) < HIGH_WATER
+        self.server.loop.want(self.fd, read=self.reading, write=self.writing)
 
     def _writable(self) -> None:
-        self.server.loop.remove_writer(self.fd)
         self.writing = False
         self.flush()
 
@@ -286,10 +279,7 @@ class Channel:
         """Close the socket; whatever was under way for it is forgotten."""
         if self.fd < 0:
             return
-        loop = self.server.loop
-        loop.remove_reader(self.fd)
-        if self.writing:
-            loop.remove_writer(self.fd)
+        self.server.loop.forget(self.fd)
         self.fd = -1
         self.waiting = []
         connection = self.connection
@@ -339,7 +329,7 @@ class Server:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: Loop,
         view: Callable[[], View],
         note: Callable[[str, Any], None],
         on_tick: Callable[[float], None],
@@ -392,6 +382,8 @@ class Server:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            timeout_s = self.view().configuration.globals.io_timeout_s
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * timeout_s)
             portal_id = self.listeners[address][1]
             self.counters.portal(portal_id).accepted += 1
             self.channels.add(Channel(self, sock, _shown(peer), _shown(sock.getsockname()), portal_id))

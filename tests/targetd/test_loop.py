@@ -1,0 +1,121 @@
+"""The loop that serves data connections inside its wait, beside all that asyncio does."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from targetd.loop import Loop
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_a_served_descriptor_is_called_for_data_and_for_its_end(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    got: list[bytes] = []
+    ended = loop.create_future()
+
+    def readable() -> None:
+        got.append(ours.recv(100))
+        if not got[-1]:
+            loop.forget(ours.fileno())
+            ended.set_result(None)
+
+    loop.serve(ours.fileno(), readable, lambda: None)
+    theirs.send(b"one")
+    theirs.shutdown(socket.SHUT_WR)
+    loop.run_until_complete(asyncio.wait_for(ended, 10))
+    assert got == [b"one", b""]
+
+
+def test_what_is_scheduled_by_a_served_connection_runs_at_once(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """A callback must not wait for the next event of anybody."""
+    ours, theirs = pair
+    ran = loop.create_future()
+
+    def readable() -> None:
+        ours.recv(100)
+        loop.call_soon(ran.set_result, True)
+
+    loop.serve(ours.fileno(), readable, lambda: None)
+    theirs.send(b"x")
+    assert loop.run_until_complete(asyncio.wait_for(ran, 10))
+
+
+def test_timers_and_streams_go_on_under_constant_traffic(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """A connection that always has something to read takes nothing from the rest of the loop."""
+    ours, theirs = pair
+    theirs.setblocking(False)
+
+    def bounce(ball: socket.socket) -> None:
+        ball.send(ball.recv(100))
+
+    loop.serve(ours.fileno(), lambda: bounce(ours), lambda: None)
+    loop.serve(theirs.fileno(), lambda: bounce(theirs), lambda: None)
+    theirs.send(b"ball")
+
+    async def others() -> bytes:
+        await asyncio.sleep(0.01)
+        server = await asyncio.start_server(lambda r, w: w.write(b"hello"), "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        said = await reader.readexactly(5)
+        writer.close()
+        server.close()
+        return said
+
+    assert loop.run_until_complete(asyncio.wait_for(others(), 10)) == b"hello"
+    loop.forget(ours.fileno())
+    loop.forget(theirs.fileno())
+
+
+def test_a_handler_that_fails_ends_its_own_service_alone(
+    loop: Loop, pair: tuple[socket.socket, socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, theirs = pair
+    done = loop.create_future()
+
+    def broken() -> None:
+        loop.call_soon(done.set_result, None)
+        raise RuntimeError("a bug")
+
+    loop.serve(ours.fileno(), broken, lambda: None)
+    theirs.send(b"x")
+    loop.run_until_complete(asyncio.wait_for(done, 10))
+    assert "a bug" in caplog.text
+    loop.forget(ours.fileno())  # it is forgotten already: nothing happens
+
+
+def test_writing_is_told_only_while_it_is_wanted(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, _ = pair
+    told = loop.create_future()
+
+    def writable() -> None:
+        loop.want(ours.fileno(), read=True, write=False)
+        told.set_result(None)
+
+    loop.serve(ours.fileno(), lambda: None, writable)
+    loop.want(ours.fileno(), read=True, write=True)
+    loop.run_until_complete(asyncio.wait_for(told, 10))
+    loop.run_until_complete(asyncio.sleep(0))
