@@ -221,6 +221,8 @@ class LoginMachine:
             raise _bad("ISID, TSIH, CID or Initiator Task Tag changed within the login")
         flags = request.flags
         csg, nsg = flags >> 2 & 3, flags & 3
+        if self._proof in (_Proof.ALGORITHM, _Proof.CHALLENGED) and csg != LoginStage.SECURITY:
+            raise _unproven(f"the initiator left the security stage with CHAP open ({self._proof.value})")
         if csg not in _NEXT or (self._stage is not None and csg != self._stage):
             raise _bad(f"CSG {csg} where the stage is {self._stage}")
         if flags & _TRANSIT:

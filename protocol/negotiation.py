@@ -320,9 +320,17 @@ class Negotiator:
         for by R2T.
 
         Raises:
-            ProtocolViolation: it does exceed by both sides' own word.
+            ProtocolViolation: it does exceed by both sides' own word; or a length that nobody spoke of, so
+                that its default holds, is more than we are configured to take.
         """
         keys = self.session
+        if self._leading and not self._discovery and not self._finished:  # the stage was never entered
+            for name in ("MaxBurstLength", "FirstBurstLength"):
+                length, ours = getattr(keys, KEYS[name].attribute), self._ours(KEYS[name])
+                if length > ours:
+                    raise _violation(
+                        f"{name} was not negotiated; its default {length} is more than our {ours}"
+                    )
         if keys.first_burst_length > keys.max_burst_length:
             if {"FirstBurstLength", "MaxBurstLength"} <= self._settled:
                 raise _violation(

@@ -101,6 +101,21 @@ def test_login_may_end_with_the_security_stage_and_then_the_defaults_hold() -> N
     assert connection_of(peer).framer.max_data == connection_of(peer).send_limit == 8192
 
 
+def test_defaults_beyond_what_we_take_do_not_hold_by_silence() -> None:
+    """RFC 7143 §13.13: the default is 262144; who would have less of it must be asked in the operational stage."""
+    peer = MemoryTarget(max_burst_length=65536).connect()
+    header, _ = security(peer, {**NAMES, "AuthMethod": "None"}, next_stage=3, transit=True)
+    assert status(header) == LoginStatus.INITIATOR_ERROR
+
+
+def test_chap_that_has_begun_cannot_be_left_for_the_next_stage() -> None:
+    """It is a failure of authentication (0201h), whatever else is wrong with the request."""
+    peer = chap_target(AuthMethod.NONE | AuthMethod.CHAP).connect()
+    security(peer, {**NAMES, "AuthMethod": "CHAP"})
+    header, _ = say(peer, {}, stage=1, next_stage=3, transit=True)
+    assert status(header) == LoginStatus.AUTHENTICATION_FAILURE
+
+
 def test_names_are_compared_without_case_and_kept_in_lower_case() -> None:
     """RFC 7143 §4.2.7.1 with RFC 3722."""
     target = MemoryTarget()
