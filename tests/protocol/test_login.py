@@ -102,7 +102,7 @@ def test_login_may_end_with_the_security_stage_and_then_the_defaults_hold() -> N
 
 
 def test_defaults_beyond_what_we_take_do_not_hold_by_silence() -> None:
-    """RFC 7143 §13.13: the default is 262144; who would have less of it must be asked in the operational stage."""
+    """RFC 7143 §13.13: the default is 262144; less has to be agreed in the operational stage."""
     peer = MemoryTarget(max_burst_length=65536).connect()
     header, _ = security(peer, {**NAMES, "AuthMethod": "None"}, next_stage=3, transit=True)
     assert status(header) == LoginStatus.INITIATOR_ERROR

@@ -86,6 +86,7 @@ def test_silence_leaves_the_defaults() -> None:
 def test_result_functions(name: str, offer: dict[str, Any], said: str, answer: str) -> None:
     negotiation = negotiator(**offer)
     assert negotiation.receive(name, said) == answer
+    negotiation.declarations()
     if negotiation.session.first_burst_length <= negotiation.session.max_burst_length:
         negotiation.finish()
     assert settled(negotiation)[name] == answer
