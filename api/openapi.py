@@ -87,6 +87,14 @@ def _object(properties: dict[str, Any], description: str = "") -> dict[str, Any]
 
 
 _TEXT: Final = {"type": "string"}
+_BYTES: Final = {"type": "integer", "description": "Bytes."}
+_DATASET: Final = _object(
+    {"name": _TEXT, "pool": _TEXT, "avail": _BYTES, "used": _BYTES, "mountpoint": _TEXT}
+)
+_VOLUME_SIZE: Final = {
+    "type": ["string", "integer"],
+    "description": "Bytes, or a number with K, M, G, T or P (powers of 1024): 10G, 500MiB.",
+}
 _FIXED_SCHEMAS: Final[dict[str, Any]] = {
     "Error": {
         "type": "object",
@@ -118,6 +126,46 @@ _FIXED_SCHEMAS: Final[dict[str, Any]] = {
             "srv_state": {"type": "string", "enum": ["RUNNING", "STOPPED"]},
         }
     ),
+    "Dataset": _DATASET,
+    "Pool": _object(
+        {
+            "id": {"type": "integer"},
+            "name": _TEXT,
+            "vol_name": _TEXT,
+            "vol_fstype": _TEXT,
+            "avail": _BYTES,
+            "used": _BYTES,
+            "used_pct": {"type": "integer"},
+            "mountpoint": _TEXT,
+            "status": _TEXT,
+            "children": {"type": "array", "items": _DATASET},
+        }
+    ),
+    "Volume": _object({"name": _TEXT, "volsize": _BYTES, "used": _BYTES, "refer": _BYTES, "avail": _BYTES}),
+    "VolumeCreate": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "description": "Of the volume; slashes make directories."},
+            "volsize": _VOLUME_SIZE,
+            "sparse": {
+                "type": ["boolean", "null"],
+                "default": True,
+                "description": "False: the space must be free, and ZFS reserves it.",
+            },
+        },
+        "required": ["name", "volsize"],
+    },
+    "VolumeUpdate": {"type": "object", "properties": {"volsize": _VOLUME_SIZE}},
+    "VolumeDelete": {
+        "type": "object",
+        "properties": {
+            "cascade": {
+                "type": ["boolean", "null"],
+                "default": False,
+                "description": "With the snapshots of a ZFS volume.",
+            }
+        },
+    },
     "ServiceUpdate": _object({"srv_enable": {"type": "boolean"}}),
 }
 

@@ -63,14 +63,17 @@ class Router:
     def __init__(self) -> None:
         self.places: list[Place] = []
         self._plain: dict[tuple[str, ...], Place] = {}
+        self._trees: list[tuple[tuple[str, ...], Place]] = []
         self._patterns: dict[int, list[tuple[tuple[str, ...], Place]]] = {}
 
     def add(self, group: str, path: str, operations: Mapping[str, Operation]) -> None:
-        """Add a place; parameters are whole segments in braces."""
+        """Add a place; parameters are whole segments in braces, ``{name*}`` all the rest of the path."""
         place = Place(path, operations, group)
         self.places.append(place)
         segments = tuple(part for part in path.split("/") if part)
-        if "{" in path:
+        if segments[-1].endswith("*}"):
+            self._trees.append((segments, place))
+        elif "{" in path:
             self._patterns.setdefault(len(segments), []).append((segments, place))
         else:
             self._plain[segments] = place
@@ -89,6 +92,12 @@ class Router:
             parameters = _parameters(pattern, segments)
             if parameters is not None:
                 return place, parameters
+        for pattern, place in self._trees:
+            if len(segments) >= len(pattern):
+                depth = len(pattern) - 1
+                parameters = _parameters(pattern, (*segments[:depth], "/".join(segments[depth:])))
+                if parameters is not None:
+                    return place, parameters
         raise NotFoundError
 
     async def dispatch(self, request: web.Request) -> web.StreamResponse:
@@ -120,7 +129,7 @@ class Router:
                 )
             for method, operation in place.operations.items():
                 item[method.lower()] = _documented(place, method, operation)
-            yield place.path, item
+            yield place.path.replace("*}", "}"), item
 
 
 def _parameters(pattern: tuple[str, ...], segments: tuple[str, ...]) -> tuple[int | str, ...] | None:
@@ -138,7 +147,7 @@ def _parameters(pattern: tuple[str, ...], segments: tuple[str, ...]) -> tuple[in
 
 
 def _names(path: str) -> list[str]:
-    return [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    return [part[1:-1].rstrip("*") for part in path.split("/") if part.startswith("{")]
 
 
 _STATUS_TEXTS: Final = {

@@ -21,12 +21,14 @@ from aiohttp import web
 
 from api.app import make_app
 from api.auth import Account, Authenticator, hash_password
+from api.resources.storage import StorageResource
 from api.server import ApiRunner
 from targetd import logs, notify
 from targetd.demo import offer_demo
 from targetd.loop import Loop
 from targetd.model import ConfigError, fresh
 from targetd.options import Address, Options, version
+from targetd.pools import Pools
 from targetd.runtime import Runtime
 from targetd.store import Store, StoreError
 
@@ -73,9 +75,10 @@ async def _serve(options: Options, loop: Loop) -> None:
     except OSError as error:
         raise StartError(f"{error.filename or state}: {error.strerror or error}") from None
     store = await Store.open(state / STORE_NAME)
-    runtime = Runtime(store, roots, loop)
+    runtime = Runtime(store, roots, loop, dict(options.pools))
     admin = Account(ADMIN, await asyncio.to_thread(hash_password, password))
-    app = make_app(runtime, Authenticator({ADMIN: admin}), version=version())
+    storage = StorageResource(runtime, Pools(dict(options.pools)))
+    app = make_app(runtime, Authenticator({ADMIN: admin}), version=version(), resources=[storage])
     api = ApiRunner(app, shutdown_timeout=API_SHUTDOWN_S)
     try:
         config = await store.load()

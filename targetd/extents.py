@@ -16,6 +16,7 @@ from storage.base import Backend
 from storage.open import ExtentKind, ExtentSpec, PathError, open_backend, resolve_path
 from targetd.lanes import Lane
 from targetd.model import ConfigError, Extent, ExtentType, LunMapping, Target
+from targetd.pools import volume_file
 
 __all__ = ["LiveExtent", "UnitKey", "check_path", "open_extent", "spec_of", "unit_key"]
 
@@ -74,8 +75,11 @@ def unit_config(extent: Extent, key: UnitKey, backend: Backend | None) -> UnitCo
     )
 
 
-def spec_of(extent: Extent) -> ExtentSpec:
-    """What to open for an extent."""
+def spec_of(extent: Extent, pools: Mapping[str, Path]) -> ExtentSpec:
+    """What to open for an extent; a volume of a directory pool is a file that must be there."""
+    volume = volume_file(extent.path, pools)
+    if volume is not None:
+        return ExtentSpec(kind="file", path=str(volume), read_only=extent.read_only)
     return ExtentSpec(
         kind=KINDS[extent.type],
         path=extent.path,
@@ -85,13 +89,17 @@ def spec_of(extent: Extent) -> ExtentSpec:
     )
 
 
-def check_path(extent: Extent, roots: Sequence[Path]) -> None:
-    """Where a file extent may live. Worker threads only.
+def check_path(extent: Extent, roots: Sequence[Path], pools: Mapping[str, Path]) -> None:
+    """Where a file extent may live, and whether a volume is there. Worker threads only.
 
     Raises:
         ConfigError: on ``path``.
     """
     if extent.type != "File":
+        volume = volume_file(extent.path, pools)
+        if volume is not None and not volume.is_file():
+            message = f'Zvol "{extent.path.removeprefix("/dev/zvol/")}" does not exist'
+            raise ConfigError.one("extents", "path", message, extent.id)
         return
     try:
         real = resolve_path(extent.path, roots)
@@ -101,14 +109,14 @@ def check_path(extent: Extent, roots: Sequence[Path]) -> None:
         raise ConfigError.one("extents", "path", MUST_EXIST, extent.id)
 
 
-def open_extent(extent: Extent) -> Backend:
+def open_extent(extent: Extent, pools: Mapping[str, Path]) -> Backend:
     """Open the medium of an extent that an operator is writing now. Worker threads only.
 
     Raises:
         ConfigError: on ``path``, with the reason in words.
     """
     try:
-        return open_backend(spec_of(extent))
+        return open_backend(spec_of(extent, pools))
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError.one("extents", "path", f"{extent.path}: {reason}.", extent.id) from None

@@ -13,6 +13,7 @@ from targetd.model import Configuration
 __all__ = [
     "LATENCY_BOUNDS_S",
     "ConnectionStatus",
+    "Dataset",
     "Edit",
     "Engine",
     "Event",
@@ -24,8 +25,11 @@ __all__ = [
     "SessionStatistics",
     "SessionStatus",
     "Statistics",
+    "Storage",
+    "StorageError",
     "UnitStatistics",
     "VisibleLun",
+    "Volume",
 ]
 
 Edit = Callable[[Configuration], Configuration]
@@ -169,6 +173,61 @@ class Statistics:
     """Events that readers of the stream were too slow for."""
 
 
+class StorageError(Exception):
+    """What was asked of a pool could not be done; the text is for who asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A pool, or a file system in it. Lengths in bytes."""
+
+    name: str
+    """With its pool: ``tank/a/b``."""
+    pool: str
+    available: int
+    used: int
+    mountpoint: str
+    status: str
+    """``HEALTHY``, or what it is instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume of a pool. Lengths in bytes."""
+
+    name: str
+    """Without its pool."""
+    size_bytes: int
+    used: int
+    available: int
+
+
+class Storage(Protocol):
+    """Pools beside the extents. Whatever names a pool raises ``KeyError`` when there is none of the name,
+    and ``StorageError`` when it fails."""
+
+    def pools(self) -> Awaitable[list[tuple[Dataset, list[Dataset]]]]:
+        """Each pool as a dataset, and the datasets right below it."""
+
+    def dataset(self, path: str) -> Awaitable[Dataset | None]:
+        """``POOL/…``; None: there is none."""
+
+    def volumes(self, pool: str) -> Awaitable[list[Volume]]:
+        """All volumes of a pool, by name."""
+
+    def volume(self, pool: str, name: str) -> Awaitable[Volume | None]:
+        """One volume; None: there is none."""
+
+    def create(self, pool: str, name: str, size_bytes: int, sparse: bool) -> Awaitable[Volume]:
+        """Make a volume."""
+
+    def resize(self, pool: str, name: str, size_bytes: int) -> Awaitable[Volume | None]:
+        """Make it larger or smaller; None: there is none."""
+
+    def delete(self, pool: str, name: str, recursive: bool = False) -> Awaitable[bool]:
+        """Destroy it, with what was made from it if ``recursive``; False: there is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened, for the event stream."""
@@ -264,6 +323,9 @@ class Engine(Protocol):
             ConfigError: a field is wrong, or the change cannot be carried out (a file cannot be made,
                 an address cannot be bound); nothing has changed.
         """
+
+    def look_again(self, path: str = "") -> Awaitable[None]:
+        """Look at a medium again, or with no path at all: initiators learn if its size has changed."""
 
     def service_state(self) -> ServiceState:
         """Whether the iSCSI portals are wanted and listening."""

@@ -77,6 +77,9 @@ class Controller(Protocol):
     def load(self, target: str, lun: int, loaded: bool) -> None:
         """Load or eject the medium of a removable unit that is there."""
 
+    def refresh(self) -> None:
+        """Look at every medium again."""
+
     def refused(self, reason: str) -> None:
         """A login failed; for the operator's log."""
 
@@ -349,7 +352,8 @@ class Conversation:
         raise _CommandError("change")
 
     def _refresh(self, arguments: Sequence[str]) -> Sequence[str]:
-        """Every change of the configuration is in force when it is answered: nothing is left to reload."""
+        """Changes of the configuration are in force when they are answered; media may have grown."""
+        self._controller.refresh()
         return ()
 
     def _unit(self, arguments: Sequence[str]) -> tuple[str, int, Lun]:

@@ -56,6 +56,13 @@ class Engine(Protocol):
     def stirred(self) -> None:
         """Connections may have something to send."""
 
+    async def look_again(self, path: str = "") -> None:
+        """Look at all media again."""
+
+
+_LOOKING: set[asyncio.Future[None]] = set()
+"""What is under way is held by somebody."""
+
 
 def controller_address(config: Configuration) -> tuple[str, int] | None:
     """Where the controller shall listen; None: nowhere."""
@@ -134,6 +141,11 @@ class _Control:
         log.info("%s %s LUN %d of %s", self._peer, "loads" if loaded else "ejects", lun, target)
         found[1].luns[lun].load(loaded, None)
         self._engine.stirred()
+
+    def refresh(self) -> None:
+        looking = asyncio.ensure_future(self._engine.look_again())
+        _LOOKING.add(looking)
+        looking.add_done_callback(_LOOKING.discard)
 
     def refused(self, reason: str) -> None:
         log.warning("login of %s to the logical unit controller refused: %s", self._peer, reason)

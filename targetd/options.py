@@ -14,6 +14,7 @@ Relative paths are relative to the working directory, wherever they were written
 import argparse
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -94,6 +95,17 @@ def read_path(text: str) -> Path:
     if "\0" in text:
         raise ValueError("a path cannot hold a null character")
     return Path(text).expanduser().absolute()
+
+
+def read_pool(text: str) -> tuple[str, Path]:
+    """NAME=DIR of a pool; the directory is there."""
+    name, equals, directory = text.partition("=")
+    if not equals or not re.fullmatch("[A-Za-z][A-Za-z0-9_.-]{0,62}", name):
+        raise ValueError(f"{text!r} is not NAME=DIR, with a name of letters, digits and _ . -")
+    path = read_path(directory)
+    if not path.is_dir():
+        raise ValueError(f"{str(path)!r} is not a directory")
+    return name, path
 
 
 def read_file(text: str) -> Path:
@@ -184,6 +196,14 @@ class Options:
         read_path, "DIR", "where File extents may live; repeatable", many=True, shown="STATE-DIR/extents"
     )
     """Empty: ``extents`` below the state directory, which is made then."""
+    pools: tuple[tuple[str, Path], ...] = option(
+        read_pool,
+        "NAME=DIR",
+        "a directory whose volumes are /dev/zvol/NAME/…; repeatable",
+        many=True,
+        shown="none",
+    )
+    """Name and directory."""
     api_password_file: Path | None = option(
         read_password_file, "FILE", "admin password", shown="made once, into STATE-DIR/api-password"
     )
@@ -198,7 +218,7 @@ class Options:
     )
 
 
-SINGULAR = {"extent_roots": "extent_root"}
+SINGULAR = {"extent_roots": "extent_root", "pools": "pool"}
 """Field → name as the operator writes it, where the field holds several."""
 
 
@@ -374,6 +394,10 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Command:
     values = {name: value for name, (value, _) in found.items()}
     sources = {name: where for name, (_, where) in found.items()}
     values["extent_roots"] = values["extent_roots"] or ()
+    values["pools"] = values["pools"] or ()
+    names = [name for name, _ in values["pools"]]
+    if len(set(names)) != len(names):
+        raise UsageError(f"{_where(by_field['pools'], sources['pools'])}: two pools of one name")
     _check_tls(
         values["tls_cert"],
         values["tls_key"],
@@ -414,11 +438,17 @@ def describe(command: Command) -> list[str]:
         if declared.field == "extent_roots" and not value:
             value = (command.options.state_dir / "extents",)
         parts = value if isinstance(value, tuple) and declared.metadata["many"] else (value,)
-        text = ", ".join("yes" if part is True else "no" if part is False else str(part) for part in parts)
+        text = ", ".join(map(_described, parts))
         lines.append(
             f"{declared.name} = {'-' if value is None else text}  ({command.sources[declared.field]})"
         )
     return lines
+
+
+def _described(part: object) -> str:
+    if isinstance(part, bool):
+        return "yes" if part else "no"
+    return f"{part[0]}={part[1]}" if type(part) is tuple else str(part)
 
 
 def version() -> str:

@@ -19,7 +19,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from protocol.scsi.reservations import KEPT_AS as RESERVATIONS_KEPT_AS
 from protocol.scsi.reservations import Reservations
 from protocol.session import Session
 from storage.base import TICK_INTERVAL_S, Backend
-from storage.open import open_backend
+from storage.open import ExtentSpec, open_backend
 from targetd.access import PortalAuthorizer, View, credentials_of
 from targetd.counters import command_name, status_name
 from targetd.extents import LiveExtent, UnitKey, check_path, open_extent, spec_of, unit_key
@@ -117,9 +117,21 @@ class _Prepared:
 class Runtime:
     """Implements ``targetd.interface.Engine``."""
 
-    def __init__(self, store: Store, extent_roots: Sequence[Path], loop: Loop) -> None:
+    def __init__(
+        self,
+        store: Store,
+        extent_roots: Sequence[Path],
+        loop: Loop,
+        pools: Mapping[str, Path] | None = None,
+    ) -> None:
+        """
+        Args:
+            extent_roots: where File extents may live.
+            pools: directory pools by name.
+        """
         self._store = store
         self._roots = tuple(extent_roots)
+        self._pools = dict(pools or {})
         self._loop = loop
         self._lock = asyncio.Lock()
         self._config = Configuration()
@@ -369,7 +381,7 @@ class Runtime:
             for extent in written.values():
                 assert isinstance(extent, Extent)
                 before = old.extents.get(extent.id)
-                if before is not None and spec_of(before) == spec_of(extent):
+                if before is not None and spec_of(before, self._pools) == spec_of(extent, self._pools):
                     continue
                 self._prepare_extent(before, extent, prepared)
         except BaseException:
@@ -380,9 +392,9 @@ class Runtime:
     def _prepare_extent(self, before: Extent | None, extent: Extent, prepared: _Prepared) -> None:
         """Open what the extent shall be from now on. A medium that is open already may be opened again
         beside itself, with another size or protection; the old opening goes when the change is certain."""
-        check_path(extent, self._roots)
+        check_path(extent, self._roots, self._pools)
         fresh = extent.type == "File" and not os.path.lexists(extent.path)
-        backend = open_extent(extent)
+        backend = open_extent(extent, self._pools)
         prepared.backends[extent.id] = backend
         if fresh:
             prepared.made.append(Path(extent.path))
@@ -401,7 +413,7 @@ class Runtime:
         prepared = _Prepared()
         for extent in config.extents.values():
             try:
-                prepared.backends[extent.id] = open_backend(_existing(extent))
+                prepared.backends[extent.id] = open_backend(self._existing(extent))
             except (OSError, ValueError) as error:
                 log.error("extent %s: %s: %s; its LUNs are not ready", extent.name, extent.path, error)
         return prepared
@@ -616,13 +628,42 @@ class Runtime:
                 if live.backend is None:
                     self._look_for(live)
 
+    def _existing(self, extent: Extent) -> ExtentSpec:
+        """An extent's medium as it must be there already: nothing is created."""
+        return replace(spec_of(extent, self._pools), create=False)
+
+    async def look_again(self, path: str = "") -> None:
+        """See ``Engine.look_again``. A medium that does not answer is waited for on its own lane only."""
+        found = [live for live in self._extents.values() if path in ("", live.extent.path)]
+        await asyncio.gather(*(self._refresh(live) for live in found if live.backend is not None))
+        self.server.flush_stirred()
+
+    def _refresh(self, live: LiveExtent) -> asyncio.Future[None]:
+        backend, over = live.backend, self._loop.create_future()
+        assert backend is not None
+
+        def work() -> None:
+            try:
+                backend.refresh()
+            except OSError as error:
+                log.error("extent %s: %s", live.extent.name, error)
+
+        def done(_: None) -> None:
+            if live.backend is backend and self._extents.get(live.extent.id) is live:
+                live.update(live.extent, backend)
+            if not over.done():
+                over.set_result(None)
+
+        live.lane.run(work, done)
+        return over
+
     def _look_for(self, live: LiveExtent) -> None:
         """A medium was missing: perhaps it is back."""
         extent = live.extent
 
         def work() -> Backend | OSError | ValueError:
             try:
-                return open_backend(_existing(extent))
+                return open_backend(self._existing(extent))
             except (OSError, ValueError) as error:
                 return error
 
@@ -666,14 +707,6 @@ class Runtime:
                 queue.get_nowait()
                 self._events_lost += 1
             queue.put_nowait(event)
-
-
-def _existing(extent: Extent) -> Any:
-    """An extent's medium as it must be there already: nothing is created."""
-    spec = spec_of(extent)
-    return type(spec)(
-        kind=spec.kind, path=spec.path, size_bytes=spec.size_bytes, read_only=spec.read_only, create=False
-    )
 
 
 def _wanted_addresses(config: Configuration) -> dict[str, int]:

@@ -58,6 +58,8 @@ class ExtentResource(CollectionResource):
         values, errors = draft.values, draft.errors
         disk, path, word = values.pop("disk", ""), values.pop("path", ""), values.get("type")
         by_wire = {attribute: column.wire for attribute, column in self.declaration.by_attribute.items()}
+        if disk and not path:
+            errors.pop(by_wire["path"], None)  # an empty one beside a disk is none
         if stored and not (disk or path or word):
             return
         known = word is not None or stored is not None

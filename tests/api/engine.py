@@ -27,6 +27,7 @@ class MemoryEngine:
         """Edits that changed something."""
         self.discarded: set[int] = set()
         self.open_sessions: dict[int, SessionStatus] = {}
+        self.looked_at: list[str] = []
         self.counted = Statistics()
         self.failures: list[LoginFailure] = []
         self.explained: list[Explanation] = []
@@ -50,6 +51,9 @@ class MemoryEngine:
             self.applied += 1
             self.discarded |= discard_files
             return after
+
+    async def look_again(self, path: str = "") -> None:
+        self.looked_at.append(path)
 
     def service_state(self) -> ServiceState:
         enabled = self.configuration.service_enabled

@@ -75,6 +75,9 @@ class Shelf:
     def load(self, target: str, lun: int, loaded: bool) -> None:
         self.done.append(("load" if loaded else "unload", target, lun))
 
+    def refresh(self) -> None:
+        self.done.append(("refresh", "", 0))
+
     def refused(self, reason: str) -> None:
         self.refusals.append(reason)
 
