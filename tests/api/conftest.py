@@ -4,7 +4,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from aiohttp import ClientSession
@@ -38,10 +38,17 @@ class Answer:
         return json.loads(self.raw)
 
 
+class Address(Protocol):
+    """Where a server listens."""
+
+    host: str
+    port: int | None
+
+
 class Api:
     """Requests with paths below the iSCSI resources, or absolute ones, sent as they are spelled."""
 
-    def __init__(self, session: ClientSession, server: TestServer, engine: MemoryEngine) -> None:
+    def __init__(self, session: ClientSession, server: Address, engine: MemoryEngine) -> None:
         self.session = session
         self.server = server
         self.engine = engine
