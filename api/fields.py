@@ -157,7 +157,8 @@ GLOBAL_CONFIGURATION: Final = Declaration(
         Field(
             attribute="pool_avail_threshold",
             wire="iscsi_pool_avail_threshold",
-            help_text="Per cent of free space in the pool at which initiators are warned.",
+            help_text="Per cent of free space at which initiators of extents without a threshold of their own "
+            "are warned.",
         ),
     ),
 )
@@ -221,7 +222,8 @@ EXTENT: Final = Declaration(
         Field(
             attribute="insecure_tpc",
             wire="iscsi_target_extent_insecure_tpc",
-            help_text="Allow third-party copy (EXTENDED COPY) with other targets.",
+            help_text="Kept for clients that set it. A third-party copy (EXTENDED COPY, tokens) reaches only "
+            "logical units that its own session sees, whatever this says.",
         ),
         Field(
             attribute="serial",
@@ -241,7 +243,7 @@ EXTENT: Final = Declaration(
         Field(
             attribute="avail_threshold",
             wire="iscsi_target_extent_avail_threshold",
-            help_text="Per cent of free space at which initiators are warned.",
+            help_text="Per cent of free space at which initiators are warned; null: as the global configuration.",
         ),
         Field(
             attribute="xen",
@@ -258,6 +260,11 @@ EXTENT: Final = Declaration(
             attribute="read_only",
             wire="iscsi_target_extent_ro",
             help_text="Initiators may only read.",
+        ),
+        Field(
+            attribute="removable",
+            wire="iscsi_target_extent_removable",
+            help_text="True: a removable medium, which initiators may eject and load again.",
         ),
         Field(
             attribute="legacy",

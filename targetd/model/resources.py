@@ -173,6 +173,8 @@ class Extent:
     rpm: Annotated[str, OneOf(RPMS)] = "SSD"
     read_only: bool = False
     legacy: bool = False
+    removable: bool = False
+    """Initiators may eject the medium and load it again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
