@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from aiohttp import web
 
+from api.audit import audit, audited
 from api.auth import Authenticator, require_login
 from api.bodies import MAX_BODY_BYTES
 from api.errors import Handler, translate_errors
@@ -83,10 +84,12 @@ def make_app(
         client_max_size=MAX_BODY_BYTES,
         middlewares=[
             common_headers,
+            audit,
             translate_errors,
             require_login(authenticator, frozenset({HEALTH_PATH})),
         ],
     )
+    engine = audited(engine)
     app[ENGINE] = engine
     app[AUTHENTICATOR] = authenticator
     app[ROUTER] = router

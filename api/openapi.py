@@ -166,6 +166,23 @@ _FIXED_SCHEMAS: Final[dict[str, Any]] = {
             }
         },
     },
+    "User": _object({"name": _TEXT, "read_only": {"type": "boolean"}}),
+    "UserCreate": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 32},
+            "password": {"type": "string", "minLength": 8, "maxLength": 256},
+            "read_only": {"type": ["boolean", "null"], "default": False},
+        },
+        "required": ["name", "password"],
+    },
+    "UserUpdate": {
+        "type": "object",
+        "properties": {
+            "password": {"type": ["string", "null"], "minLength": 8, "maxLength": 256},
+            "read_only": {"type": ["boolean", "null"]},
+        },
+    },
     "ServiceUpdate": _object({"srv_enable": {"type": "boolean"}}),
 }
 

@@ -22,6 +22,7 @@ from aiohttp import web
 from api.app import make_app
 from api.auth import Account, Authenticator, hash_password
 from api.resources.storage import StorageResource
+from api.resources.users import UsersResource
 from api.server import ApiRunner
 from targetd import logs, notify
 from targetd.demo import offer_demo
@@ -31,6 +32,7 @@ from targetd.options import Address, Options, version
 from targetd.pools import Pools
 from targetd.runtime import Runtime
 from targetd.store import Store, StoreError
+from targetd.tls import Certificate
 
 __all__ = ["StartError", "run"]
 
@@ -40,6 +42,8 @@ STORE_NAME = "targetd.sqlite"
 PASSWORD_NAME = "api-password"
 ADMIN = "root"
 """The user of the API (design.md §2)."""
+ACCOUNTS = "account"
+"""Namespace in the store of the API's further users."""
 API_SHUTDOWN_S = 2.0
 """How long requests under way may take when the daemon stops."""
 
@@ -71,15 +75,18 @@ async def _serve(options: Options, loop: Loop) -> None:
     try:
         await asyncio.to_thread(_make_directories, state, () if options.extent_roots else roots)
         password, generated = await asyncio.to_thread(_admin_password, options)
-        tls = await asyncio.to_thread(_tls_context, options)
+        tls = await asyncio.to_thread(_certificate, options)
     except OSError as error:
         raise StartError(f"{error.filename or state}: {error.strerror or error}") from None
     store = await Store.open(state / STORE_NAME)
     runtime = Runtime(store, roots, loop, dict(options.pools))
     admin = Account(ADMIN, await asyncio.to_thread(hash_password, password))
     storage = StorageResource(runtime, Pools(dict(options.pools)))
-    app = make_app(runtime, Authenticator({ADMIN: admin}), version=version(), resources=[storage])
+    authenticator = Authenticator({ADMIN: admin})
+    users = UsersResource(authenticator, _Accounts(store), admin)
+    app = make_app(runtime, authenticator, version=version(), resources=[storage, users])
     api = ApiRunner(app, shutdown_timeout=API_SHUTDOWN_S)
+    watcher: asyncio.Task[None] | None = None
     try:
         config = await store.load()
         if store.fresh:
@@ -89,7 +96,12 @@ async def _serve(options: Options, loop: Loop) -> None:
             await runtime.start(config)
         except ConfigError as error:
             raise StartError("; ".join(problem.message for problem in error.problems)) from None
-        url = await _start_api(api, options.api, tls)
+        await users.load()
+        if tls is not None:
+            again = asyncio.Event()
+            loop.add_signal_handler(signal.SIGHUP, again.set)
+            watcher = loop.create_task(tls.watch(again))
+        url = await _start_api(api, options.api, tls.context if tls else None)
         if options.demo:
             await offer_demo(runtime, roots[0], url, state / PASSWORD_NAME)
         if generated:
@@ -103,6 +115,8 @@ async def _serve(options: Options, loop: Loop) -> None:
         log.info("stopping")
         notify.stopping()
     finally:
+        if watcher is not None:
+            watcher.cancel()
         await runtime.stop()
         await api.cleanup()
         await store.close()
@@ -133,16 +147,26 @@ def _admin_password(options: Options) -> tuple[str, bool]:
     return password, False
 
 
-def _tls_context(options: Options) -> ssl.SSLContext | None:
-    if options.tls_cert is None:
+def _certificate(options: Options) -> Certificate | None:
+    if options.tls_cert is None or options.tls_key is None:
         return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(options.tls_cert, options.tls_key)
+        return Certificate(options.tls_cert, options.tls_key)
     except ssl.SSLError as error:
         raise StartError(f"--tls-cert {options.tls_cert}: {error.reason or error}") from None
-    return context
+
+
+class _Accounts:
+    """``api.resources.users.Keeper`` in the store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def put(self, name: str, value: bytes | None) -> None:
+        await self._store.put(ACCOUNTS, name, value)
+
+    async def items(self) -> dict[str, bytes]:
+        return await self._store.items(ACCOUNTS)
 
 
 async def _start_api(api: web.AppRunner, address: Address, tls: ssl.SSLContext | None) -> str:

@@ -112,6 +112,8 @@ class JsonFormatter(logging.Formatter):
         }
         for name, value in fields_of(record).items():
             entry[name] = value if isinstance(value, int | float) else redact(str(value))
+        if (audit := getattr(record, "audit", None)) is not None:
+            entry["audit"] = audit
         if record.exc_info:
             entry["exception"] = redact(self.formatException(record.exc_info))
         if record.stack_info:

@@ -5,6 +5,7 @@ from typing import Any
 
 from aiohttp import web
 
+from api.audit import note
 from api.bodies import content_range, page
 from api.errors import NotFoundError, answer
 from api.resources.collection import LIST_PARAMETERS, PREFIX
@@ -67,6 +68,7 @@ class SessionResource:
         """DELETE: end it."""
         if not await self.engine.drop(id, "ended by an administrator"):
             raise NotFoundError
+        note("sessions", id, {}, None)
         return answer(204)
 
 

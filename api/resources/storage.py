@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 from aiohttp import web
 
+from api.audit import note
 from api.bodies import content_range, page, read_object
 from api.errors import ApiError, FieldsError, NotFoundError, OperationFailedError, answer
 from api.resources.collection import LIST_PARAMETERS, PREFIX
@@ -158,6 +159,7 @@ class StorageResource:
         if errors:
             raise FieldsError(errors)
         volume = await _asked(self.storage.create(pool, str(name).strip().strip("/"), size, sparse))
+        note("volumes", f"{pool}/{volume.name}", None, {"volsize": volume.size_bytes})
         return answer(202, _volume(volume))
 
     async def put(self, request: web.Request, pool: str, name: str) -> web.StreamResponse:
@@ -175,13 +177,19 @@ class StorageResource:
             resized = await _asked(self.storage.resize(pool, name, size))
             if resized is None:
                 raise NotFoundError
+            note(
+                "volumes",
+                f"{pool}/{name}",
+                {"volsize": volume.size_bytes},
+                {"volsize": resized.size_bytes},
+            )
             volume = resized
             await self.engine.look_again(f"{DEVICES}{pool}/{name}")
         return answer(200, _volume(volume))
 
     async def delete(self, request: web.Request, pool: str, name: str) -> web.StreamResponse:
         """DELETE: not while an extent is on it."""
-        await self._found(pool, name)
+        volume = await self._found(pool, name)
         try:
             body = await read_object(request) if request.can_read_body else {}
         except ApiError:
@@ -193,6 +201,7 @@ class StorageResource:
             )
         if not await _asked(self.storage.delete(pool, name, body.get("cascade") is True)):
             raise NotFoundError
+        note("volumes", f"{pool}/{name}", {"volsize": volume.size_bytes}, None)
         return answer(204)
 
     async def _found(self, pool: str, name: str) -> Volume:

@@ -103,15 +103,26 @@ def engine() -> MemoryEngine:
 
 
 @pytest.fixture
-def authenticator() -> Authenticator:
+def root() -> Account:
+    return Account("root", _HASH)
+
+
+@pytest.fixture
+def further() -> list[Any]:
+    """Resources beside the usual ones."""
+    return []
+
+
+@pytest.fixture
+def authenticator(root: Account) -> Authenticator:
     return Authenticator(
-        {"root": Account("root", _HASH), "viewer": Account("viewer", _HASH, read_only=True)},
+        {"root": root, "viewer": Account("viewer", _HASH, read_only=True)},
     )
 
 
 @pytest.fixture
-async def api(engine: MemoryEngine, authenticator: Authenticator) -> AsyncIterator[Api]:
-    server = ApiServer(make_app(engine, authenticator, version="0.1.0"))
+async def api(engine: MemoryEngine, authenticator: Authenticator, further: list[Any]) -> AsyncIterator[Api]:
+    server = ApiServer(make_app(engine, authenticator, version="0.1.0", resources=further))
     await server.start_server()
     async with ClientSession(skip_auto_headers=("Content-Type",)) as session:
         yield Api(session, server, engine)

@@ -1,0 +1,121 @@
+"""Who changed what: one record on logger ``audit`` for every write that was asked for, refused ones too.
+
+A record is one JSON object: who, from where, the request, its status, and for each object that changed what
+it was before and what it is now, secrets masked. It is the message of the log line, and the member ``audit``
+of a line in JSON. What a request did is gathered in its own context: writers at one time are told apart.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, Final, cast
+
+from aiohttp import web
+
+from api.auth import USER
+from api.errors import Handler
+from targetd.interface import Edit, Engine
+from targetd.model import GLOBALS, Configuration, diff, objects, rules
+
+__all__ = ["MASK", "audit", "audited", "note"]
+
+log = logging.getLogger("audit")
+
+MASK: Final = "***"
+READING: Final = frozenset(("GET", "HEAD", "OPTIONS"))
+
+_TRAIL: ContextVar[list[dict[str, Any]]] = ContextVar("trail")
+
+
+def note(kind: str, name: object, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
+    """Something that this request changed; None: it was not there, or is gone. No secrets, please."""
+    trail = _TRAIL.get(None)
+    if trail is not None:
+        trail.append({"kind": kind, "id": name, "before": before, "after": after})
+
+
+@web.middleware
+async def audit(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The middleware; stands outside of the login, so that it hears of those it refuses."""
+    if request.method in READING:
+        return await handler(request)
+    trail: list[dict[str, Any]] = []
+    token = _TRAIL.set(trail)
+    try:
+        response = await handler(request)
+    finally:
+        _TRAIL.reset(token)
+    account = request.get(USER)
+    record = {
+        "user": account.name if account is not None else None,
+        "address": request.remote,
+        "method": request.method,
+        "path": request.path[:500],
+        "status": response.status,
+        "changes": trail,
+    }
+    log.info("%s", json.dumps(record), extra={"audit": record})
+    return response
+
+
+class _Audited:
+    """An engine that notes what each edit did."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def apply(self, edit: Edit, *, discard_files: frozenset[int] = frozenset()) -> Configuration:
+        """See ``Engine.apply``."""
+        found: list[Configuration] = []
+
+        def noted(config: Configuration) -> Configuration:
+            found.append(config)
+            return edit(config)
+
+        after = await self._engine.apply(noted, discard_files=discard_files)
+        for kind, id, was, now in _differences(found[-1], after):
+            note(kind, id, was, now)
+        return after
+
+
+def audited(engine: Engine) -> Engine:
+    """The engine, noting what each request does to its configuration."""
+    return cast(Engine, _Audited(engine))  # everything else is handed through
+
+
+def _differences(
+    before: Configuration, after: Configuration
+) -> Iterator[tuple[str, int | None, dict[str, Any] | None, dict[str, Any] | None]]:
+    """(collection, id, before, after): of a changed object only what changed in it."""
+    if before.globals != after.globals:
+        yield GLOBALS, None, *_changed(before.globals, after.globals)
+    if before.service_enabled != after.service_enabled:
+        yield "service", None, {"enabled": before.service_enabled}, {"enabled": after.service_enabled}
+    for collection, change in diff(before, after).items():
+        there = objects(before, collection)
+        for id, now in change.written.items():
+            was = there.get(id)
+            if was is None:
+                yield collection, id, None, _plain(now)
+            else:
+                yield collection, id, *_changed(was, now)
+        for id in change.removed:
+            yield collection, id, _plain(there[id]), None
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    return {name: _masked(record, name) for name in rules(type(record))}
+
+
+def _changed(was: Any, now: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    names = [name for name in rules(type(was)) if getattr(was, name) != getattr(now, name)]
+    return {name: _masked(was, name) for name in names}, {name: _masked(now, name) for name in names}
+
+
+def _masked(record: Any, name: str) -> Any:
+    value = getattr(record, name)
+    return MASK if value and rules(type(record))[name].secret else value
