@@ -14,8 +14,11 @@ rules keep them off:
    is in memory is known per chunk of 256 KiB as a fact in a set, found with one look on the hot path. A
    fact comes from mincore(2), a few microseconds, and is dropped by ``expire`` after about two seconds:
    memory pressure may have taken the pages by then. A stale fact costs one slow reply, never a wrong one.
-4. **The mapping is read-only.** Writes go through ``pwrite``, which reports ENOSPC and EIO; a store
-   into a mapping reports nothing.
+4. **Stores go by system call too** (``store``). The data is copied into a few pages of our own that are a
+   memfd, and ``preadv`` of that memfd puts it into the mapping: a page that cannot be had is a short count
+   or EFAULT, and the caller does it again with ``pwrite``, which names the error. It is done only where
+   the pages are in memory (rule 3). Why: a random 4 KiB ``pwrite`` into a large dirty file took 13 to 19 µs
+   here (ext4, Linux 6.18), the same store 1.9 µs; from 32 KiB on ``pwrite`` is as good.
 5. **Nothing is flushed here.** ``mmap.flush`` holds the GIL (0.16–0.19 s for 512 MiB of dirty pages); the
    backend's ``fdatasync`` on a worker cleans the same pages.
 
@@ -30,10 +33,11 @@ that may not ask does without a mapping.
 import ctypes
 import mmap
 import os
+import threading
 
 from storage.linux import mincore
 
-__all__ = ["CHUNK", "PAGE", "UNMAPPED", "Mapping", "may_ask"]
+__all__ = ["CHUNK", "PAGE", "STORE_LIMIT", "UNMAPPED", "Mapping", "may_ask"]
 
 PAGE = mmap.PAGESIZE
 
@@ -41,6 +45,39 @@ CHUNK_SHIFT = 18
 CHUNK = 1 << CHUNK_SHIFT
 """Bytes that one fact is about. 256 KiB: the usual MaxBurstLength, so that any one request lies in at
 most two chunks, and mincore on a whole one (64 pages) stays at a few microseconds (2 to 6)."""
+
+
+STORE_LIMIT = 32 * 1024
+"""Bytes up to which ``Mapping.store`` is faster than ``pwrite`` (rule 4)."""
+
+
+class _Bounce:
+    """The pages that stores pass through. Touching them is safe: the memfd is ours and never shrinks."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._fd = -1
+        self._pages = memoryview(b"")
+
+    def into(self, target: memoryview, data: bytes | bytearray | memoryview) -> bool:
+        """Copy ``data`` to ``target``, which may be mapped; False: not all of it, or in use just now."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._fd < 0:
+                self._fd = os.memfd_create("iscsi-targetd-bounce", os.MFD_CLOEXEC)
+                os.ftruncate(self._fd, STORE_LIMIT)
+                self._pages = memoryview(mmap.mmap(self._fd, STORE_LIMIT))
+            length = len(data)
+            self._pages[:length] = data
+            return os.preadv(self._fd, (target,), 0) == length
+        except OSError:
+            return False
+        finally:
+            self._lock.release()
+
+
+_bounce = _Bounce()
 
 
 class _PyBuffer(ctypes.Structure):
@@ -62,7 +99,7 @@ class _PyBuffer(ctypes.Structure):
 
 
 def _address_of(mapped: mmap.mmap) -> int:
-    # ctypes' from_buffer wants a writable buffer, and ours is not (rule 4). The address stays valid
+    # ctypes' from_buffer wants a writable buffer, and ours need not be. The address stays valid
     # after the release below: an mmap object never moves, and the caller keeps it.
     buffer = _PyBuffer()
     ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(mapped), ctypes.byref(buffer), 0)
@@ -79,11 +116,11 @@ def may_ask(fd: int) -> bool:
 
 
 class Mapping:
-    """A read-only window on the first ``size`` bytes of a file or device."""
+    """A window on the first ``size`` bytes of a file or device."""
 
-    __slots__ = ("_address", "_end", "asked", "mapped", "view", "warm")
+    __slots__ = ("_address", "_end", "_store", "asked", "mapped", "view", "warm")
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, fd: int, size: int, *, writable: bool = False) -> None:
         """Map ``size`` bytes (0: map nothing, know nothing).
 
         Raises:
@@ -92,6 +129,8 @@ class Mapping:
         """
         self.mapped = size > 0
         self.view = memoryview(b"")
+        """For readers: nothing can be stored through it."""
+        self._store: memoryview | None = None
         self.warm: set[int] = set()
         """Chunks of which every page was in memory when last asked."""
         self.asked: set[int] = set()
@@ -100,8 +139,10 @@ class Mapping:
         self._address = 0
         self._end = 0
         if self.mapped:
-            window = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-            self.view = memoryview(window)
+            protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+            window = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=protection)
+            self.view = memoryview(window).toreadonly()
+            self._store = memoryview(window) if writable else None
             self._address = _address_of(window)
             self._end = -(-size // PAGE) * PAGE
 
@@ -141,6 +182,17 @@ class Mapping:
             if 0 in resident:
                 return False
         return True
+
+    def store(self, offset: int, data: bytes | bytearray | memoryview) -> bool:
+        """Put ``data`` at ``offset`` by way of the mapping (rule 4), if all its pages are in memory.
+
+        ``data`` has 1 to STORE_LIMIT bytes. False: nothing, or only a part, was stored; use ``pwrite``.
+        """
+        target = self._store
+        length = len(data)
+        if target is None or not (self.read(offset, length) or self.look(offset, length)):
+            return False
+        return _bounce.into(target[offset : offset + length], data)
 
     def forget(self, offset: int, length: int) -> None:
         """Drop the facts about a range whose pages have been taken out of memory (a punched hole)."""

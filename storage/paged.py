@@ -4,12 +4,13 @@
 not is read by a worker with ``pread``, which also brings it into memory for the next time. Where nothing
 can be mapped (no address space left, an odd file system) ``preadv`` with RWF_NOWAIT takes its place.
 
-**Writing.** A buffered write to a local file system is a copy into the page cache and a few bookkeeping
-locks: cheaper than a hop to a worker and back (30–60 µs) up to ``INLINE_WRITE_LIMIT``. Three things can
-make it wait, and each has its rule: a partial page that is not in memory must be read in first (such
-writes go to a worker); file systems behind a network or another process wait for that (``_inline`` is
-false for them); and the kernel holds up writers when too much is dirty (a governor sends writes to
-workers for a second after one that took long).
+**Writing.** Small writes to pages in memory go through the mapping, by system call (``Mapping.store``). Any
+other buffered write to a local file system is a copy into the page cache and some bookkeeping: cheaper
+than a hop to a worker and back (30–60 µs) up to ``INLINE_WRITE_LIMIT``. Three things can make it wait, and
+each has its rule: a partial page that is not in memory must be read in first (such writes go to a
+worker); file systems behind a network or another process wait for that (``_inline`` is false for them);
+and the kernel holds up writers when too much is dirty (a governor sends writes to workers for a second
+after one that took long).
 
 **Faults.** A medium that is known to be cut off, deleted or gone serves nothing: silent zeros and writes
 into a file without a name are lies. ``_examine`` finds out, for one system call; ``tick`` asks it for
@@ -26,7 +27,7 @@ from time import perf_counter
 from storage.base import Backend, Buffer
 from storage.coalesce import Coalescer
 from storage.handle import CLOSED, Handle
-from storage.mapping import PAGE, UNMAPPED, Mapping, may_ask
+from storage.mapping import PAGE, STORE_LIMIT, UNMAPPED, Mapping, may_ask
 from storage.transfer import short_io
 
 __all__ = ["INLINE_WRITE_LIMIT", "Paged"]
@@ -127,13 +128,17 @@ class Paged(Backend):
         length = len(data)
         if not self._inline or length > INLINE_WRITE_LIMIT:
             return False
-        if (offset | length) & _PARTIAL and not self._edges_in_memory(offset, length):
-            return False
         begin = perf_counter()
         if begin < self._inline_again:
             return False
-        handle = self._handle
         self._touched = True
+        if 0 < length <= STORE_LIMIT and self._window.store(offset, data):
+            if perf_counter() - begin > SLOW_WRITE_S:
+                self._inline_again = perf_counter() + SLOW_WRITE_PAUSE_S
+            return True
+        if (offset | length) & _PARTIAL and not self._edges_in_memory(offset, length):
+            return False
+        handle = self._handle
         try:
             written = os.pwrite(handle.fd, data, offset)
             if perf_counter() - begin > SLOW_WRITE_S:
@@ -262,7 +267,7 @@ class Paged(Backend):
         mapping = UNMAPPED
         if size_bytes and may_ask(handle.fd):
             try:
-                mapping = Mapping(handle.fd, size_bytes)
+                mapping = Mapping(handle.fd, size_bytes, writable=self.writable)
             except (OSError, ValueError):
                 pass  # RWF_NOWAIT serves instead
         self._window = UNMAPPED  # never the old window with the new handle
