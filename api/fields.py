@@ -272,6 +272,37 @@ EXTENT: Final = Declaration(
             help_text="True: the INQUIRY vendor is FreeBSD.",
             read_only=True,
         ),
+        Field(
+            attribute="allocate",
+            wire="iscsi_target_extent_allocate",
+            help_text="Take all the space of a File extent at once, and keep it; otherwise as it is written.",
+        ),
+        Field(
+            attribute="iops_limit",
+            wire="iscsi_target_extent_iops_limit",
+            help_text="Reads and writes a second, 2 s worth of them at once; 0 = no limit. Changed live.",
+        ),
+        Field(
+            attribute="bandwidth_limit",
+            wire="iscsi_target_extent_bandwidth_limit",
+            help_text="Bytes read and written a second, 2 s worth of them at once; 0 = no limit.",
+        ),
+        Field(
+            attribute="status",
+            wire="iscsi_target_extent_status",
+            help_text="ok, or what is wrong with the medium in words.",
+            rule=FieldRule(
+                attribute="status",
+                type=str,
+                nullable=False,
+                required=False,
+                default="ok",
+                secret=False,
+                text=Text(max_length=1024),
+            ),
+            read_only=True,
+            example="ok",
+        ),
     ),
 )
 

@@ -46,6 +46,20 @@ _NO_OFFLOAD = frozenset(
 """What copy_file_range(2) says when it cannot, rather than when the medium fails."""
 
 
+_CANNOT_SHARE = "the file system cannot share blocks between files (XFS and btrfs can)"
+_NO_CLONE = {
+    errno.EOPNOTSUPP: _CANNOT_SHARE,
+    errno.ENOTTY: _CANNOT_SHARE,
+    errno.EINVAL: _CANNOT_SHARE,
+    errno.ENOSYS: _CANNOT_SHARE,
+    errno.EXDEV: "it is on another file system, and blocks can be shared within one only",
+}
+"""What FICLONE says (ioctl_ficlonerange(2)) when it cannot, and what that means."""
+
+_NO_SUCH_FILE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENOTCONN, errno.ESTALE))
+"""What stat(2) says of a path that leads nowhere, rather than when the file system fails."""
+
+
 class File(Paged):
     """A regular file, open."""
 
@@ -234,6 +248,26 @@ class File(Paged):
         if done < length:
             copy_buffered(destination, source, source_offset + done, offset + done, length - done)
 
+    def clone_into(self, path: str) -> None:
+        """Make the empty file ``path`` share all blocks of this one; both are independent from then on.
+
+        Raises:
+            OSError: EOPNOTSUPP, the file system cannot share blocks between files, or these two are on
+                different ones; or what the medium says. ``path`` is as it was.
+        """
+        handle = self._usable()
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            linux.clone(handle.fd, fd)
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno in _NO_CLONE:
+                raise OSError(errno.EOPNOTSUPP, _NO_CLONE[error.errno], path) from None
+            self._failed(error)
+            raise
+        finally:
+            os.close(fd)
+
     # -- size and presence ------------------------------------------------------------------------
 
     def refresh(self) -> Geometry:
@@ -242,8 +276,11 @@ class File(Paged):
             try:
                 status = Path(self.path).stat()
             except OSError as error:
-                self._lose(error)
-                raise
+                if error.errno in _NO_SUCH_FILE:
+                    self._lose(error)
+                else:
+                    self._set_fault(error)  # the next look at the file itself may find it well
+                raise self._bare(error) from None
             if (status.st_dev, status.st_ino) != self._identity:
                 if not self._lost:
                     fault = OSError(errno.ESTALE, "another file has taken the place of this one", self.path)

@@ -20,6 +20,7 @@ __all__ = [
     "TMPFS",
     "XFS",
     "ZFS",
+    "clone",
     "discard",
     "disk_sequence",
     "fallocate",
@@ -47,6 +48,8 @@ OVERLAYFS = 0x794C7630
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
 FALLOC_FL_ZERO_RANGE = 0x10
+
+FICLONE = 0x40049409
 
 BLKROGET = 0x125E
 BLKSSZGET = 0x1268
@@ -102,6 +105,11 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
 def zero_range(fd: int, offset: int, length: int) -> None:
     """Make the range read as zeros and keep (or take) its space. EOPNOTSUPP where that cannot be."""
     fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def clone(source: int, destination: int) -> None:
+    """Make a file's content that of another, sharing the blocks. EOPNOTSUPP or EXDEV where that cannot be."""
+    fcntl.ioctl(destination, FICLONE, source)
 
 
 def file_system(fd: int) -> int:

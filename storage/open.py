@@ -15,6 +15,7 @@ from storage.base import Backend
 from storage.device import Device
 from storage.file import File
 from storage.memory import Memory, Null
+from storage.wrap import Wrapper
 from storage.zvol import Zvol
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ExtentKind",
     "ExtentSpec",
     "PathError",
+    "clone_file",
     "create_file",
     "open_backend",
     "resolve_path",
@@ -168,6 +170,28 @@ def create_file(path: str | Path, size_bytes: int) -> Created:
         Created(made, identity, tuple(directories)).undo()
         raise
     return Created(made, identity, tuple(directories))
+
+
+def clone_file(source: Backend, path: str) -> Created:
+    """Make a new file that shares the blocks of a file's backend, durably.
+
+    Raises:
+        OSError: EOPNOTSUPP, the source is no file or the file system cannot do it; EEXIST; or as for
+            ``create_file``. What had been made is gone again.
+    """
+    while isinstance(source, Wrapper):
+        source = source.inner
+    if not isinstance(source, File):
+        raise OSError(errno.EOPNOTSUPP, "only a file can be cloned", path)
+    created = create_file(path, 0)
+    try:
+        if created.file is None:
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        source.clone_into(path)
+    except BaseException:
+        created.undo()
+        raise
+    return created
 
 
 def _sync_directory(path: Path) -> None:

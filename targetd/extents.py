@@ -6,12 +6,14 @@ differ in block size, serial number or write protection (api-semantics §5.2). T
 its backend and its reservations.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.scsi.device import LogicalUnit, UnitConfig
 from protocol.scsi.reservations import Reservations
+from protocol.scsi.taskset import Throttle
 from storage.base import Backend
 from storage.open import ExtentKind, ExtentSpec, PathError, open_backend, resolve_path
 from targetd.lanes import Lane
@@ -32,6 +34,7 @@ KINDS: Mapping[ExtentType, ExtentKind] = {
 ROTATION: Mapping[str, int] = {"Unknown": 0, "SSD": 1}
 """``rpm`` → MEDIUM ROTATION RATE of VPD B1h; the other values are numbers (api-semantics §5.2)."""
 
+MUST_NOT_EXIST = "There is a file under this path already."
 MUST_EXIST = "The file must exist if the extent size is set to auto (0)"
 
 
@@ -70,6 +73,8 @@ def unit_config(extent: Extent, key: UnitKey, backend: Backend | None) -> UnitCo
         read_only=key.read_only,
         rotation_rate=ROTATION[extent.rpm] if extent.rpm in ROTATION else int(extent.rpm),
         xen=extent.xen,
+        # what was taken beforehand is not given back: it was taken so that no write fails for want of it
+        thin=not extent.allocate,
         insecure_tpc=extent.insecure_tpc,
         threshold=extent.avail_threshold,
     )
@@ -86,11 +91,15 @@ def spec_of(extent: Extent, pools: Mapping[str, Path]) -> ExtentSpec:
         size_bytes=extent.size_bytes,
         read_only=extent.read_only,
         create=extent.type == "File",
+        allocate=extent.type == "File" and extent.allocate,
     )
 
 
-def check_path(extent: Extent, roots: Sequence[Path], pools: Mapping[str, Path]) -> None:
-    """Where a file extent may live, and whether a volume is there. Worker threads only.
+def check_path(
+    extent: Extent, roots: Sequence[Path], pools: Mapping[str, Path], *, new: bool = False
+) -> None:
+    """Where a file extent may live, and whether a volume is there; ``new``: a file must not be. Worker
+    threads only.
 
     Raises:
         ConfigError: on ``path``.
@@ -105,7 +114,10 @@ def check_path(extent: Extent, roots: Sequence[Path], pools: Mapping[str, Path])
         real = resolve_path(extent.path, roots)
     except PathError as error:
         raise ConfigError.one("extents", "path", str(error), extent.id) from None
-    if not extent.size_bytes and not real.exists():
+    if new:
+        if os.path.lexists(extent.path):
+            raise ConfigError.one("extents", "path", MUST_NOT_EXIST, extent.id)
+    elif not extent.size_bytes and not real.exists():
         raise ConfigError.one("extents", "path", MUST_EXIST, extent.id)
 
 
@@ -142,7 +154,27 @@ class LiveExtent:
         self.units: dict[UnitKey, LogicalUnit] = {}
         self._make_unit = make_unit
         self.missing = ""
-        """Why there is no medium; empty while there is one."""
+        """Why there is no medium, or why it is gone; empty while there is one."""
+        self.throttle: Throttle | None = None
+        """I/O limits, while there are any."""
+        self.looking = False
+        """Someone is looking at the medium, or for it."""
+        self.told = "ok"
+        """The status that was told last."""
+        self.lost_writes = 0
+        """As far as the units know of them."""
+
+    @property
+    def medium(self) -> Backend | None:
+        """What the units work on: nothing while the medium is gone, even though its opening is kept."""
+        return None if self.missing else self.backend
+
+    @property
+    def status(self) -> str:
+        """``ok``, or what is wrong in words for the operator."""
+        if self.missing:
+            return self.missing
+        return self.backend.status if self.backend is not None else "not open"
 
     @property
     def in_use(self) -> bool:
@@ -153,7 +185,8 @@ class LiveExtent:
         """The unit that shows the extent this way; made when it is wanted first."""
         unit = self.units.get(key)
         if unit is None:
-            unit = self._make_unit(self, unit_config(self.extent, key, self.backend))
+            unit = self._make_unit(self, unit_config(self.extent, key, self.medium))
+            unit.limit(self.throttle)
             self.units[key] = unit
         return unit
 
@@ -172,5 +205,21 @@ class LiveExtent:
         """Take over changed settings or another medium, and tell the units."""
         self.extent = extent
         self.backend = backend
+        self.show()
+
+    def show(self) -> None:
+        """Tell the units what their medium is now."""
+        medium = self.medium
         for key, unit in self.units.items():
-            unit.reconfigure(unit_config(extent, key, backend), backend)
+            unit.reconfigure(unit_config(self.extent, key, medium), medium)
+
+    def limit(self, throttle: Throttle | None) -> None:
+        """Other I/O limits, or none."""
+        self.throttle = throttle
+        for unit in self.units.values():
+            unit.limit(throttle)
+
+    def proceed(self) -> None:
+        """What waited for the I/O limits may go on."""
+        for unit in self.units.values():
+            unit.proceed()

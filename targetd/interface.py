@@ -305,7 +305,9 @@ class Engine(Protocol):
     def configuration(self) -> Configuration:
         """What is in force now."""
 
-    def apply(self, edit: Edit, *, discard_files: frozenset[int] = frozenset()) -> Awaitable[Configuration]:
+    def apply(
+        self, edit: Edit, *, discard_files: frozenset[int] = frozenset(), clone_of: int | None = None
+    ) -> Awaitable[Configuration]:
         """Change the configuration: validate, prepare, save, swap, drain; all of it or none of it.
 
         Edits are serialised; each sees the result of the one before. When the answer comes the change
@@ -315,6 +317,8 @@ class Engine(Protocol):
             edit: makes the new configuration; the very one it was given if there is nothing to do.
             discard_files: ids of File extents which the edit removes and whose backing files go too,
                 once the change is in force. Other files are kept.
+            clone_of: id of a File extent. The one extent that the edit adds gets a new file that shares
+                that one's blocks, as they are between two commands.
 
         Returns:
             What this edit made, also if another has followed since.
@@ -326,6 +330,9 @@ class Engine(Protocol):
 
     def look_again(self, path: str = "") -> Awaitable[None]:
         """Look at a medium again, or with no path at all: initiators learn if its size has changed."""
+
+    def extent_status(self, extent_id: int) -> str:
+        """``ok``, or what is wrong with its medium, in words."""
 
     def service_state(self) -> ServiceState:
         """Whether the iSCSI portals are wanted and listening."""

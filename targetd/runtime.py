@@ -13,6 +13,7 @@ Changes are serialised by a lock; each sees the result of the one before. Knows 
 """
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -20,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,12 @@ from protocol.management import forget_aborted
 from protocol.scsi import sanitize
 from protocol.scsi.device import LogicalUnit, UnitConfig
 from protocol.scsi.device import Target as ScsiTarget
+from protocol.scsi.request import Nexus
 from protocol.scsi.reservations import KEPT_AS as RESERVATIONS_KEPT_AS
 from protocol.scsi.reservations import Reservations
 from protocol.session import Session
 from storage.base import TICK_INTERVAL_S, Backend
-from storage.open import ExtentSpec, open_backend
+from storage.open import Created, ExtentSpec, clone_file, open_backend
 from targetd.access import PortalAuthorizer, View, credentials_of
 from targetd.counters import command_name, status_name
 from targetd.extents import LiveExtent, UnitKey, check_path, open_extent, spec_of, unit_key
@@ -53,6 +56,7 @@ from targetd.lanes import Completions, Lane, off_loop
 from targetd.loop import Loop
 from targetd.lucserver import ControllerServer
 from targetd.model import (
+    WHOLE,
     Change,
     Collection,
     ConfigError,
@@ -66,8 +70,10 @@ from targetd.model import (
     split_address,
     validate,
 )
+from targetd.patrol import Job, Patrol
 from targetd.server import Channel, Server, bind, bind_reason
 from targetd.store import Store, StoreError
+from targetd.throttle import Throttle
 
 __all__ = ["Runtime"]
 
@@ -79,8 +85,41 @@ KEPT = "unit"
 LOGOUT_S = 3
 """How long initiators of a removed target or portal, or at shutdown, have to log out when asked to."""
 
-RETRY_MISSING_S = 5.0
-"""How often a medium that is missing is looked for."""
+LOOK_S = 2.0
+"""How often a medium that is missing or has a fault is looked at."""
+
+SURVEY_S = 10.0
+"""How often one that seems well and has sessions is: for a new size, another file under the name. What its
+own descriptor can tell is known earlier, by ``Backend.tick``."""
+
+START_PATIENCE_S = 3.0
+"""How long the start waits for media that do not answer before it goes on without them."""
+
+PREPARE_PATIENCE_S = 25.0
+"""How long a change waits for a medium that it opens; others wait behind it. ZFS may take 10 s to show the
+device of a new volume, and as long to say what it is."""
+
+RETIRE_PATIENCE_S = 3.0
+"""How long a change waits until a medium that it removes is flushed and closed; then it goes on meanwhile."""
+
+PAUSE_PATIENCE_S = 5.0
+"""How long a snapshot waits for the writes under way."""
+
+STILL_THERE = frozenset(
+    (
+        errno.EIO,
+        errno.EREMOTEIO,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.ENOMEM,
+        errno.EAGAIN,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ETIMEDOUT,
+    )
+)
+"""What ``Backend.refresh`` may raise for a medium that is there and fails: its commands tell the truth each
+for itself. Anything else, and it is gone."""
 
 KEPT_FAILURES = 200
 """Refused logins that are remembered: an hour of one that tries every 20 s."""
@@ -99,6 +138,8 @@ class _Prepared:
     """Files that did not exist before."""
     sockets: dict[str, socket.socket] = field(default_factory=dict)
     """Address → bound, not yet accepting."""
+    missing: dict[int, str] = field(default_factory=dict)
+    """Extent id → why its medium could not be opened."""
     controller: asyncio.Server | None = None
     """The logical unit controller's new listener."""
 
@@ -143,7 +184,7 @@ class Runtime:
         self._kept: dict[str, bytes] = {}
         """What logical units had us keep: ``<extent id>/<what>`` → bytes."""
         self._next_backend_tick = 0.0
-        self._next_retry = 0.0
+        self._next_look = self._next_survey = 0.0
         self._failures: deque[LoginFailure] = deque(maxlen=KEPT_FAILURES)
         self._stopping = False
         self._changes = self._changes_failed = self._events_lost = 0
@@ -152,6 +193,7 @@ class Runtime:
         self.server.sessions.ended = self._session_ended
         self.controller = ControllerServer(self)
         self._completions = Completions(loop, self.server.flush_stirred)
+        self._patrol = Patrol(loop, self._completions)
         self._spare_lane = Lane(self._completions, "absent", 1)
 
     # -- the engine interface -----------------------------------------------------------------
@@ -169,7 +211,9 @@ class Runtime:
         """Send what something else than its own peer has queued for a connection."""
         self.server.flush_stirred()
 
-    async def apply(self, edit: Edit, *, discard_files: frozenset[int] = frozenset()) -> Configuration:
+    async def apply(
+        self, edit: Edit, *, discard_files: frozenset[int] = frozenset(), clone_of: int | None = None
+    ) -> Configuration:
         """See ``Engine.apply``. ``discard_files``: extents whose file is deleted once they are gone."""
         async with self._lock:
             old = self._config
@@ -178,7 +222,8 @@ class Runtime:
                 return old
             validate(new, old)
             changes = diff(old, new)
-            prepared = await off_loop(self._prepare_extents, old, new, changes)
+            clone = await self._clone(clone_of, changes) if clone_of is not None else None
+            prepared = await self._prepared(old, new, changes, clone)
             try:
                 self._bind_portals(new, prepared)
                 prepared.controller = await self.controller.prepare(new)
@@ -189,7 +234,7 @@ class Runtime:
                 raise
             retired = self._swap(old, new, changes, prepared)
             doomed = [Path(old.extents[id].path) for id in discard_files if id not in new.extents]
-            await off_loop(_retire, retired, doomed)
+            await self._retired(retired, doomed)
             self._announce(
                 "configuration",
                 globals=old.globals != new.globals or old.service_enabled != new.service_enabled,
@@ -256,6 +301,10 @@ class Runtime:
             loop_lag_longest_s=counters.loop_lag_longest_s,
             events_lost=self._events_lost,
         )
+
+    def extent_status(self, extent_id: int) -> str:
+        live = self._extents.get(extent_id)
+        return live.status if live is not None else "ok"
 
     def login_failures(self) -> list[LoginFailure]:
         return list(reversed(self._failures))
@@ -334,7 +383,7 @@ class Runtime:
             ConfigError: a portal cannot be bound; nothing listens then.
         """
         self._kept = await self._store.items(KEPT)
-        prepared = await off_loop(self._open_stored, config)
+        prepared = await self._open_stored(config)
         try:
             self._bind_portals(config, prepared)
             prepared.controller = await self.controller.prepare(config)
@@ -408,14 +457,117 @@ class Runtime:
                 extent.id,
             )  # fmt: skip
 
-    def _open_stored(self, config: Configuration) -> _Prepared:
-        """At start a missing medium is no error of the configuration."""
+    async def _prepared(
+        self,
+        old: Configuration,
+        new: Configuration,
+        changes: Mapping[Collection, Change],
+        clone: Created | None,
+    ) -> _Prepared:
+        """``_prepare_extents`` on a worker, as long as there is hope. A clone that was made is undone too."""
+        written = changes["extents"].written if "extents" in changes else {}
+        if not written:
+            return _Prepared()
+        work = asyncio.ensure_future(off_loop(self._prepare_extents, old, new, changes))
+        allocates = any(isinstance(extent, Extent) and extent.allocate for extent in written.values())
+        try:
+            await asyncio.wait({work}, timeout=None if allocates else PREPARE_PATIENCE_S)
+            if not work.done():
+                self._keep_running(_undo_late(work))
+                raise ConfigError.one(
+                    "extents", "path", "The medium does not answer.", next(iter(written))
+                )  # fmt: skip
+            prepared = work.result()
+        except BaseException:
+            if clone is not None:
+                await off_loop(clone.undo)
+            raise
+        if clone is not None and clone.file is not None:
+            prepared.made.append(clone.file)
+        return prepared
+
+    async def _clone(self, source_id: int, changes: Mapping[Collection, Change]) -> Created:
+        """Make the file of the one extent that the change adds share the blocks of another's file.
+
+        Between the commands: what was answered before is in it, what is written later is not.
+
+        Raises:
+            ConfigError: it cannot be; nothing was made.
+        """
+        (extent,) = changes["extents"].written.values()
+        assert isinstance(extent, Extent)
+        live = self._extents[source_id]
+        backend = live.medium
+        if backend is None:
+            raise ConfigError.one("extents", WHOLE, f"The extent is not ready: {live.status}.", extent.id)
+        unit = next(iter(live.units.values()), None)
+        if unit is not None and unit.locked is not None:
+            raise ConfigError.one("extents", WHOLE, "The extent is being sanitized.", extent.id)
+        await off_loop(partial(check_path, new=True), extent, self._roots, self._pools)
+        still = asyncio.Event()
+        pause = None
+        try:
+            work = asyncio.ensure_future(off_loop(backend.flush))  # so that the pause is short
+            if not await _in_time(work, PREPARE_PATIENCE_S):
+                raise ConfigError.one("extents", "path", "The medium does not answer.", extent.id)
+            if unit is not None:
+                pause = unit.hold_still(still.set)
+                try:
+                    await asyncio.wait_for(still.wait(), PAUSE_PATIENCE_S)
+                except TimeoutError:
+                    message = "Writes to the extent do not come to an end; its medium hangs."
+                    raise ConfigError.one("extents", WHOLE, message, extent.id) from None
+            return await off_loop(clone_file, backend, extent.path)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ConfigError.one("extents", "path", f"{extent.path}: {reason}.", extent.id) from None
+        finally:
+            if unit is not None and pause is not None:
+                unit.go_on(pause)
+                self.server.flush_stirred()
+
+    async def _retired(self, backends: list[Backend], doomed: list[Path]) -> None:
+        """Let go of what nobody needs any more; a medium that does not answer is left to itself."""
+        if backends or doomed:
+            work = self._keep_running(off_loop(_retire, backends, doomed))
+            await asyncio.wait({work}, timeout=RETIRE_PATIENCE_S)
+
+    async def _open_stored(self, config: Configuration) -> _Prepared:
+        """At start a missing medium is no error of the configuration, and one that hangs keeps nobody."""
         prepared = _Prepared()
-        for extent in config.extents.values():
+        waiting = dict(config.extents)
+        all_done = asyncio.Event()
+
+        def opened(extent: Extent, result: Backend | OSError | ValueError) -> None:
+            if extent.id not in waiting:  # too late; it will be looked for again
+                if isinstance(result, Backend):
+                    self._keep_running(off_loop(result.close))
+                return
+            del waiting[extent.id]
+            if isinstance(result, Backend):
+                prepared.backends[extent.id] = result
+            else:
+                prepared.missing[extent.id] = _reason(result)
+                log.error("extent %s: %s: %s; its LUNs are not ready", extent.name, extent.path, result)
+            if not waiting:
+                all_done.set()
+
+        self._patrol.add(
+            (partial(_opened, self._existing(extent)), partial(opened, extent))
+            for extent in config.extents.values()
+        )
+        left = len(waiting)
+        while waiting:
             try:
-                prepared.backends[extent.id] = open_backend(self._existing(extent))
-            except (OSError, ValueError) as error:
-                log.error("extent %s: %s: %s; its LUNs are not ready", extent.name, extent.path, error)
+                await asyncio.wait_for(all_done.wait(), START_PATIENCE_S)
+            except TimeoutError:
+                if len(waiting) == left and not self._patrol.waiting:
+                    break
+                left = len(waiting)
+        for extent in waiting.values():
+            prepared.missing[extent.id] = "the medium does not answer"
+            log.error("extent %s: %s does not answer; its LUNs are not ready", extent.name, extent.path)
+        waiting.clear()
         return prepared
 
     def _bind_portals(self, new: Configuration, prepared: _Prepared) -> None:
@@ -485,28 +637,54 @@ class Runtime:
             live_or_none = self._extents.get(extent.id)
             backend = prepared.backends.get(extent.id)
             if live_or_none is None:
-                self._extents[extent.id] = self._new_extent(extent, backend)
+                missing = prepared.missing.get(extent.id, "")
+                self._extents[extent.id] = self._new_extent(extent, backend, missing)
                 continue
             live = live_or_none
             if backend is not None and live.backend is not None:
                 retired.append(live.backend)
+            if backend is not None:
+                live.missing = ""
+                live.lost_writes = backend.lost_writes
             live.rekey(_renamed_keys(old, live.extent, new, extent))
             live.update(extent, backend or live.backend)
+            self._limit(live)
         return retired
 
-    def _new_extent(self, extent: Extent, backend: Backend | None) -> LiveExtent:
+    def _limit(self, live: LiveExtent) -> None:
+        """Put the extent's I/O limits in force."""
+        limits = live.extent.iops_limit, live.extent.bandwidth_limit
+        throttle = live.throttle
+        if not any(limits):
+            if isinstance(throttle, Throttle):
+                throttle.close()
+                live.limit(None)
+        elif not isinstance(throttle, Throttle):
+
+            def released() -> None:
+                live.proceed()
+                self.server.flush_stirred()
+
+            live.limit(Throttle(*limits, released, self._loop))
+        elif throttle.limits != limits:
+            throttle.change(*limits)
+            live.proceed()
+
+    def _new_extent(self, extent: Extent, backend: Backend | None, missing: str = "") -> LiveExtent:
         lane = Lane(self._completions, f"extent-{extent.id}")
         reservations = Reservations(self._kept.get(f"{extent.id}/{RESERVATIONS_KEPT_AS}"))
         live = LiveExtent(extent, backend, lane, reservations, self._make_unit)
         if backend is None:
-            live.missing = "not found when the daemon started"
+            live.missing = missing or "not found when the daemon started"
+        live.told = live.status
+        self._limit(live)
         return live
 
     def _make_unit(self, live: LiveExtent, config: UnitConfig) -> LogicalUnit:
         prefix = f"{live.extent.id}/"
         unit = LogicalUnit(
             config,
-            live.backend,
+            live.medium,
             live.lane,
             reservations=live.reservations,
             now=time.time,
@@ -517,11 +695,17 @@ class Runtime:
         )
         unit.deliver = self.server.deliver
         unit.aborted = forget_aborted
+        unit.written_by = self._written_by
         for sibling in live.units.values():
             unit.share_medium(sibling)
         live.reservations.units.add(unit)
         sanitize.resume(unit)
         return unit
+
+    def _written_by(self, nexus: Nexus) -> int:
+        """Bytes that a session has written; asked at flushes and after a loss, so it may search."""
+        sessions = self.server.sessions.sessions.values()
+        return next((session.bytes_written for session in sessions if session.nexus is nexus), 0)
 
     def _keep(self, key: str, value: bytes, done: Callable[[Exception | None], None]) -> None:
         """Store what an initiator asked to have kept; ``done`` on the loop when it is durable."""
@@ -620,17 +804,33 @@ class Runtime:
         if now >= self._next_backend_tick:
             self._next_backend_tick = now + TICK_INTERVAL_S
             for live in self._extents.values():
-                if live.backend is not None:
-                    live.backend.tick()
-        if now >= self._next_retry and not self._stopping:
-            self._next_retry = now + RETRY_MISSING_S
+                backend = live.backend
+                if backend is not None:
+                    backend.tick()
+                    if backend.lost_writes != live.lost_writes:
+                        live.lost_writes = backend.lost_writes
+                        for unit in live.units.values():
+                            unit.note_lost_writes()
+                if live.status != live.told:
+                    self._tell(live)
+        if self._stopping:
+            return
+        if now >= self._next_look:
+            self._next_look = now + LOOK_S
             for live in self._extents.values():
-                if live.backend is None:
-                    self._look_for(live)
+                if live.told != "ok" and not live.looking:
+                    live.lane.run(*self._look_at(live))
+        if now >= self._next_survey:
+            self._next_survey = now + SURVEY_S
+            self._patrol.add(
+                self._look_at(live)
+                for live in self._extents.values()
+                if live.told == "ok" and not live.looking and live.in_use
+            )
 
     def _existing(self, extent: Extent) -> ExtentSpec:
         """An extent's medium as it must be there already: nothing is created."""
-        return replace(spec_of(extent, self._pools), create=False)
+        return replace(spec_of(extent, self._pools), create=False, allocate=False)
 
     async def look_again(self, path: str = "") -> None:
         """See ``Engine.look_again``. A medium that does not answer is waited for on its own lane only."""
@@ -639,52 +839,72 @@ class Runtime:
         self.server.flush_stirred()
 
     def _refresh(self, live: LiveExtent) -> asyncio.Future[None]:
-        backend, over = live.backend, self._loop.create_future()
-        assert backend is not None
+        over = self._loop.create_future()
+        work, done = self._look_at(live)
 
-        def work() -> None:
-            try:
-                backend.refresh()
-            except OSError as error:
-                log.error("extent %s: %s", live.extent.name, error)
-
-        def done(_: None) -> None:
-            if live.backend is backend and self._extents.get(live.extent.id) is live:
-                live.update(live.extent, backend)
+        def then(result: Any) -> None:
+            done(result)
             if not over.done():
                 over.set_result(None)
 
-        live.lane.run(work, done)
+        live.lane.run(work, then)
         return over
 
-    def _look_for(self, live: LiveExtent) -> None:
-        """A medium was missing: perhaps it is back."""
-        extent = live.extent
+    def _look_at(self, live: LiveExtent) -> Job:
+        """Work that looks at a medium, or for one that is missing; and what becomes of that."""
+        live.looking = True
+        backend, extent = live.backend, live.extent
+        work = partial(_opened, self._existing(extent)) if backend is None else partial(_refreshed, backend)
+        return work, partial(self._looked, live, extent, backend)
 
-        def work() -> Backend | OSError | ValueError:
-            try:
-                return open_backend(self._existing(extent))
-            except (OSError, ValueError) as error:
-                return error
-
-        def done(result: Backend | OSError | ValueError) -> None:
+    def _looked(
+        self, live: LiveExtent, extent: Extent, backend: Backend | None, result: Backend | Exception | None
+    ) -> None:
+        """What a look at a medium has found: it is gone, it is back, it has another size, or nothing new."""
+        live.looking = False
+        opened = isinstance(result, Backend)
+        if (
+            self._extents.get(extent.id) is not live
+            or live.backend is not backend
+            or (opened and live.extent is not extent)
+        ):
             if isinstance(result, Backend):
-                if live.backend is None and self._extents.get(extent.id) is live and live.extent is extent:
-                    log.info("extent %s: its medium is back", extent.name)
-                    self._announce("extent.ready", id=extent.id, name=extent.name)
-                    live.missing = ""
-                    live.update(extent, result)
-                else:
-                    live.lane.run(result.close, lambda _: None)
-            else:
-                live.missing = str(result)
+                live.lane.run(result.close, lambda _: None)
+            return
+        if isinstance(result, Exception):
+            gone = not isinstance(result, OSError) or result.errno not in STILL_THERE
+            if backend is None or gone:
+                was, live.missing = live.missing, _reason(result)
+                if not was:
+                    live.show()
+        elif isinstance(result, Backend) or live.missing:
+            live.missing = ""
+            live.update(extent, result if isinstance(result, Backend) else backend)
+            for unit in live.units.values():
+                sanitize.resume(unit)
+        elif any(unit.geometry != backend.geometry for unit in live.units.values() if backend is not None):
+            live.show()
+        self._tell(live)
 
-        live.lane.run(work, done)
+    def _tell(self, live: LiveExtent) -> None:
+        """If the status of an extent has changed, the operator hears of it."""
+        status = live.status
+        if status == live.told:
+            return
+        live.told = status
+        extent = live.extent
+        if status == "ok":
+            log.info("extent %s: its medium is well again", extent.name)
+            self._announce("extent.ready", id=extent.id, name=extent.name)
+        else:
+            log.error("extent %s: %s", extent.name, status)
+            self._announce("extent.fault", id=extent.id, name=extent.name, reason=status)
 
-    def _keep_running(self, coroutine: Any) -> None:
-        task = self._loop.create_task(coroutine)
+    def _keep_running(self, coroutine: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = self._loop.create_task(coroutine)
         self._housekeeping.add(task)
         task.add_done_callback(self._housekeeping.discard)
+        return task
 
     # -- events -------------------------------------------------------------------------------
 
@@ -707,6 +927,44 @@ class Runtime:
                 queue.get_nowait()
                 self._events_lost += 1
             queue.put_nowait(event)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _opened(spec: ExtentSpec) -> Backend | OSError | ValueError:
+    """On a worker."""
+    try:
+        return open_backend(spec)
+    except (OSError, ValueError) as error:
+        return error
+
+
+def _refreshed(backend: Backend) -> OSError | None:
+    """On a worker."""
+    try:
+        backend.refresh()
+    except OSError as error:
+        return error
+    return None
+
+
+async def _in_time(work: asyncio.Future[Any], limit_s: float) -> bool:
+    """Wait for it, but not for ever; it goes on. Raises what it raised."""
+    await asyncio.wait({work}, timeout=limit_s)
+    if work.done():
+        work.result()
+    return work.done()
+
+
+async def _undo_late(work: asyncio.Future[_Prepared]) -> None:
+    """Nobody waits any more for what was to be prepared."""
+    try:
+        prepared = await work
+    except (ConfigError, OSError):
+        return
+    await off_loop(prepared.undo)
 
 
 def _wanted_addresses(config: Configuration) -> dict[str, int]:

@@ -218,6 +218,7 @@ class Channel:
                 reason = error.strerror or str(error)
                 if error.errno == errno.EFAULT:
                     reason = "a page of the extent could not be read while its data was being sent"
+                    self._doubt_media()
                 self.waiting = []
                 self.drop(reason)
                 return
@@ -226,6 +227,14 @@ class Channel:
                 self._judge_backlog()
         if connection.closing and not self.waiting:
             self.drop(connection.closing)
+
+    def _doubt_media(self) -> None:
+        """What is believed to be in memory is not: forget it, so that the retry goes and asks the medium."""
+        session = self.connection.session
+        if session is not None and session.target is not None:
+            for unit in session.target.luns.values():
+                if unit.backend is not None:
+                    unit.backend.tick()
 
     def _send(self, out: list[Buffer]) -> list[Buffer]:
         """Returns what the socket did not take."""

@@ -222,7 +222,7 @@ class CollectionResource:
 
         return edit
 
-    async def carry_out(self, edit: Edit, draft: Draft) -> Configuration:
+    async def carry_out(self, edit: Edit, draft: Draft, clone_of: int | None = None) -> Configuration:
         """Apply the edit of a body without errors; else say all that is wrong with it.
 
         Raises:
@@ -230,10 +230,14 @@ class CollectionResource:
         """
         if draft.errors:
             raise FieldsError(self.all_errors(edit, draft))
-        return await self.apply(edit, draft.renamed)
+        return await self.apply(edit, draft.renamed, clone_of=clone_of)
 
     async def apply(
-        self, edit: Edit, renamed: Mapping[str, str] | None = None, discard: frozenset[int] = frozenset()
+        self,
+        edit: Edit,
+        renamed: Mapping[str, str] | None = None,
+        discard: frozenset[int] = frozenset(),
+        clone_of: int | None = None,
     ) -> Configuration:
         """Have the engine apply an edit.
 
@@ -241,7 +245,7 @@ class CollectionResource:
             FieldsError: it was refused, and nothing has changed.
         """
         try:
-            return await self.engine.apply(edit, discard_files=discard)
+            return await self.engine.apply(edit, discard_files=discard, clone_of=clone_of)
         except ConfigError as error:
             raise FieldsError(self.wire_errors(error.problems, renamed or {})) from None
 

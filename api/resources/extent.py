@@ -15,15 +15,32 @@ from typing import Any
 from aiohttp import web
 
 from api.bodies import read_object
-from api.errors import ApiError, answer
+from api.errors import ApiError, FieldsError, answer
 from api.fields import EXTENT
 from api.resources.collection import CollectionResource, Draft, wants_discard
-from api.routing import Operation
-from targetd.model import REQUIRED, Configuration, Extent, make_extent_serial, make_naa
+from api.routing import Operation, Router
+from targetd.model import (
+    REQUIRED,
+    Configuration,
+    Extent,
+    make_extent_serial,
+    make_naa,
+    next_id,
+    rules,
+)
 
 __all__ = ["ExtentResource"]
 
 ZVOLS = "/dev/zvol/"
+
+NOT_CLONED = "Only a File extent can be cloned."
+
+INHERITED = tuple(
+    name
+    for name in rules(Extent)
+    if name not in ("id", "name", "path", "naa", "serial", "serial_given", "allocate")
+)
+"""What a clone has of its source unless told otherwise; not ``allocate``, as shared blocks are not its own."""
 
 
 def device_path(word: str, given: str) -> str:
@@ -103,6 +120,56 @@ class ExtentResource(CollectionResource):
         elif serial != stored.serial:
             values = {**values, "serial_given": True}
         return super().update(config, stored, values)
+
+    def register(self, router: Router) -> None:
+        super().register(router)
+        title = self.declaration.title
+        router.add(
+            self.name,
+            f"{self.path}{{id}}/clone/",
+            {
+                "POST": Operation(
+                    self.clone,
+                    "A new File extent that shares the blocks of this one; with ro it is a snapshot.",
+                    {201: title, 400: "Error", 401: None, 404: None, 409: "FieldErrors"},
+                    f"{title}Create",
+                )
+            },
+        )
+
+    def show(self, config: Configuration, record: Any) -> dict[str, Any]:
+        body: dict[str, Any] = {"id": record.id}
+        for column in self.declaration.columns:
+            if column.attribute == "status":
+                body[column.wire] = self.engine.extent_status(record.id)
+            elif not column.write_only:
+                body[column.wire] = getattr(record, column.attribute)
+        return body
+
+    async def clone(self, request: web.Request, id: int) -> web.StreamResponse:
+        """POST of a clone: name and path of the new extent; other fields are the source's unless given."""
+        source = self.find(self.engine.configuration, id)
+        if source.type != "File":
+            raise FieldsError({self.declaration.by_attribute["type"].wire: [NOT_CLONED]})
+        draft = Draft(*self.declaration.read(await read_object(request), creating=True), creating=True)
+        wires = {attribute: column.wire for attribute, column in self.declaration.by_attribute.items()}
+        for attribute in ("type", "disk", "file_size"):
+            draft.values.pop(attribute, None)
+            draft.errors.pop(wires[attribute], None)
+        if not draft.values.get("path"):
+            draft.errors.setdefault(wires["path"], [REQUIRED])
+        made = 0
+
+        def edit(config: Configuration) -> Configuration:
+            nonlocal made
+            made = next_id(config, self.collection)
+            kept = self.find(config, id)
+            values = {name: getattr(kept, name) for name in INHERITED}
+            return self.create(config, made, {**values, **draft.values})
+
+        config = await self.carry_out(edit, draft, clone_of=id)
+        location = f"{request.scheme}://{request.host}{self.path}{made}/"
+        return answer(201, self.show(config, self.find(config, made)), {"Location": location})
 
     async def delete(self, request: web.Request, id: int) -> web.StreamResponse:
         self.find(self.engine.configuration, id)

@@ -3,12 +3,15 @@
 Each condition is reported once, by the first command that reports unit attentions at all. A condition
 that is pending already is not queued twice. A reset takes the place of lesser resets and is reported
 before anything else (SAM-5 §5.14.4: 29h/00h, 29h/01h and 29h/02h, 29h/03h, 29h/04h, 29h/07h, others).
+
+A deferred error (SPC-4 §4.5.7) waits in the same queue: data that a nexus wrote, and that was answered GOOD,
+has been lost since. Like an attention it ends the next command that reports such things, undone and once.
 """
 
 from protocol.scsi.request import Nexus
-from protocol.scsi.sense import Sense
+from protocol.scsi.sense import CheckCondition, Sense, SenseKey
 
-__all__ = ["LIMIT", "Attentions"]
+__all__ = ["LIMIT", "Attentions", "condition"]
 
 LIMIT = 16
 """Conditions kept per nexus. There are fewer kinds than that; it bounds what a silent session costs."""
@@ -22,6 +25,11 @@ _RANK = {
     Sense.I_T_NEXUS_LOSS: 4,
 }
 _OTHER = 5
+
+
+def condition(sense: Sense) -> CheckCondition:
+    """How something out of the queue is reported: whatever is no unit attention is an error of the past."""
+    return CheckCondition(sense, deferred=sense.key != SenseKey.UNIT_ATTENTION)
 
 
 class Attentions:

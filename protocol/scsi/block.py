@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ABORTED",
+    "after_synchronize_cache",
     "compare_and_write",
     "compare_and_write_nowait",
     "decode",
@@ -424,6 +425,8 @@ def _ignore(outcome: Outcome) -> None:
 def synchronize_cache_nowait(unit: "LogicalUnit", request: Request) -> Outcome | None:
     """With IMMED: begin, and answer."""
     if not request.cdb[1] & IMMED:
+        if not request.offset and request.length == unit.blocks * unit.block_size:
+            unit.begin_flush(request)
         return None
     backend = medium(unit)
     offset, length = request.offset, request.length
@@ -432,11 +435,11 @@ def synchronize_cache_nowait(unit: "LogicalUnit", request: Request) -> Outcome |
         try:
             backend.flush(offset, length)
         except OSError:
-            pass  # the backend keeps and reports it: ``last_error``, and the next durable command fails
+            pass  # the backend counts it among its lost writes, and everyone who wrote is told
         return GOOD
 
     if length:
-        unit.lane.run(work, _ignore)
+        unit.lane.run(work, lambda _: unit.note_lost_writes())
     return GOOD
 
 
@@ -446,6 +449,11 @@ def synchronize_cache(unit: "LogicalUnit", request: Request) -> Outcome:
     if request.length:
         backend.flush(request.offset, request.length)
     return GOOD
+
+
+def after_synchronize_cache(unit: "LogicalUnit", request: Request, outcome: Outcome) -> None:
+    """It counts for what its nexus had written before."""
+    unit.end_flush(request, outcome)
 
 
 def prefetch_nowait(unit: "LogicalUnit", request: Request) -> Outcome | None:

@@ -6,6 +6,7 @@ a worker before it stops.
 
 from typing import TYPE_CHECKING
 
+from protocol.scsi.attention import condition as reported
 from protocol.scsi.cdb import cut, parameter_list_length
 from protocol.scsi.commands import Command
 from protocol.scsi.inquiry import TARGET_PORT_GROUP
@@ -48,7 +49,7 @@ def request_sense(unit: "LogicalUnit", request: Request) -> Outcome:
     else:
         attention = unit.take_attention(request.nexus)
         if attention is not None:
-            condition = CheckCondition(attention)
+            condition = reported(attention)
         elif unit.locked is not None:
             condition = unit.locked()
         elif not unit.medium_present:

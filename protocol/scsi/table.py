@@ -96,6 +96,7 @@ _synchronize = partial(
     access=Access.WRITE,
     runs=Runs.NOWAIT,
     nowait=block.synchronize_cache_nowait,
+    after=block.after_synchronize_cache,
     prepare=block.prepare_range,
     timeout_s=LONG_S,
 )

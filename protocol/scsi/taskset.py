@@ -5,19 +5,23 @@ Rules:
 * What may not run together waits (``_must_wait``): by task attribute as SAM-5 §8.6 has it, and by range
   where a command is ``exclusive`` or an aborted writer is still at work: it must not land after
   a later command. As long as there is nothing of the kind, the cost is one attribute test.
+* Where the operator has set I/O limits (``limit``), commands that move data wait for their share as well;
+  others do not.
+* Someone outside may ask for a moment in which nothing writes (``hold_still``), to take a snapshot.
 * An abort never waits for the medium: the task is gone at once, its thread is left to end.
 * A task that waited is run and delivered in its order, maybe within the call that let it go.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Protocol
 from weakref import WeakSet
 
 from protocol.enums import ScsiStatus, TaskAttribute
 from protocol.scsi.commands import Command
 from protocol.scsi.request import Nexus, Outcome, Request
 
-__all__ = ["PLAIN", "TaskSet"]
+__all__ = ["PLAIN", "Pause", "TaskSet", "Throttle"]
 
 TASK_ABORTED = Outcome(ScsiStatus.TASK_ABORTED)
 
@@ -45,6 +49,28 @@ _WAITS = {
 }
 
 
+class Throttle(Protocol):
+    """I/O limits, shared by all units of an extent."""
+
+    def take(self, length: int) -> bool:
+        """Take the share of a command that moves so many bytes; False: it must wait, and ``TaskSet.proceed``
+        of all units is called when that may have changed."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether ``take`` would say False to anybody now."""
+
+
+class Pause:
+    """A moment in which nothing writes; it bars the whole medium like a command that is exclusive."""
+
+    offset = 0
+    length = 1 << 64
+
+    def __init__(self, begun: Callable[[], None]) -> None:
+        self.begun: Callable[[], None] | None = begun
+
+
 def _ignore(request: Request) -> None:
     """Nobody asked to hear of it."""
 
@@ -66,10 +92,11 @@ class TaskSet(ABC):
         """Oldest first."""
         self._running: dict[Request, None] = {}
         self._waiting: dict[Request, None] = {}
-        self._barriers: dict[Request, None] = {}
+        self._barriers: dict[Request | Pause, None] = {}
         self._beside: WeakSet[TaskSet] = WeakSet((self,))  # all that have the same medium
         self._ordering = 0  # tasks in the set that are ORDERED or HEAD OF QUEUE
-        self._crowded = False  # any of the three above
+        self._throttle: Throttle | None = None
+        self._crowded = False  # waiting, barriers, ordering or throttle: any of these
         self._advancing = False
 
     def share_medium(self, other: "TaskSet") -> None:
@@ -81,7 +108,42 @@ class TaskSet(ABC):
         self._barriers = other._barriers
         self._beside = other._beside
         self._beside.add(self)
-        self._crowded = bool(self._barriers)
+        self._crowded = bool(self._barriers or self._throttle)
+
+    def limit(self, throttle: Throttle | None) -> None:
+        """Set or lift I/O limits; what waits for them goes by the new ones."""
+        self._throttle = throttle
+        self._crowded = True
+        self._advance()
+
+    def proceed(self) -> None:
+        """What waited for its share may go on."""
+        if self._crowded:
+            self._advance()
+
+    def hold_still(self, begun: Callable[[], None]) -> Pause:
+        """Let nothing that has not begun touch the medium, through this unit or one beside it, until
+        ``go_on``. ``begun`` is called, now or later, when no write is under way any more; reads may be."""
+        pause = Pause(begun)
+        self._barriers[pause] = None
+        for unit in self._beside:
+            unit._crowded = True
+        self._begin_pauses()
+        return pause
+
+    def go_on(self, pause: Pause) -> None:
+        """End what ``hold_still`` began, or give it up."""
+        pause.begun = None
+        self._barriers.pop(pause, None)
+        self._advance_beside()
+
+    def _begin_pauses(self) -> None:
+        for pause in list(self._barriers):
+            if isinstance(pause, Pause) and pause.begun is not None:
+                running = (request.command for request in self._running)
+                if not any(row is None or row.changes for row in running):
+                    begun, pause.begun = pause.begun, None
+                    begun()
 
     @abstractmethod
     def _start(self, request: Request, row: Command) -> Outcome | None:
@@ -145,6 +207,8 @@ class TaskSet(ABC):
         else:
             self._finish(request, row, outcome)
             self.deliver(request, outcome)
+        if self._barriers:
+            self._begin_pauses()
         self._advance_beside()
 
     # -- what must wait -----------------------------------------------------------------------
@@ -191,12 +255,20 @@ class TaskSet(ABC):
         if self._advancing:
             return
         self._advancing = True
+        throttle = self._throttle
         try:
             moved = True
             while moved:
                 moved = False
                 for request in list(self._waiting):
+                    length = 0
+                    if throttle is not None:
+                        length = max(request.expected_in, request.expected_out)
+                        if length and _moves_data(request) and throttle.exhausted:
+                            continue
                     if request not in self._waiting or self._must_wait(request):
+                        continue
+                    if throttle is not None and _moves_data(request) and not throttle.take(length):
                         continue
                     del self._waiting[request]
                     moved = True
@@ -208,7 +280,9 @@ class TaskSet(ABC):
                         self.deliver(request, outcome)
         finally:
             self._advancing = False
-            self._crowded = bool(self._waiting or self._barriers or self._ordering)
+            self._crowded = bool(
+                self._waiting or self._barriers or self._ordering or self._throttle is not None
+            )
 
     def abort(self, request: Request) -> bool:
         """ABORT TASK: it is gone from the task set; no outcome will be delivered.
@@ -243,3 +317,9 @@ class TaskSet(ABC):
         if requests:
             self._advance_beside()
         return requests
+
+
+def _moves_data(request: Request) -> bool:
+    """I/O limits concern it."""
+    row = request.command
+    return row is not None and (row.reads or row.writes)

@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from protocol.enums import ScsiStatus
-from protocol.scsi.attention import Attentions
+from protocol.scsi.attention import Attentions, condition
 from protocol.scsi.commands import Access, Command, Needs, Row, service_action_field
 from protocol.scsi.interfaces import Keep, Lane, Reservations, Reset, UnitConfig
 from protocol.scsi.limits import MAXIMUM_TRANSFER_BYTES
@@ -98,6 +98,15 @@ class LogicalUnit(TaskSet):
         self.descriptor_sense = False
         self.set_mode(self.saved_mode)
 
+        self.written_by: Callable[[Nexus], int] = lambda nexus: self.bytes_written
+        """Bytes that a nexus has written so far, at least those to this unit."""
+        self._lost_writes = backend.lost_writes if backend is not None else 0
+        self._last_backend = backend
+        """That ``_lost_writes`` is about; stays while the medium is away."""
+        self._flushing: dict[Request, tuple[int, int]] = {}
+        """SYNCHRONIZE CACHE under way → ``written_by`` its nexus and ``_lost_writes`` when it began."""
+        self._flushed: dict[Nexus, int] = {}
+        """``written_by`` a nexus when its last successful flush of the whole unit began."""
         self.space: Space | None = None
         self._above_threshold = False
         self.echo: dict[Nexus, bytes] = {}
@@ -335,6 +344,7 @@ class LogicalUnit(TaskSet):
                 self.bytes_written += request.length
         else:
             self._count_failure(row.opcode, outcome.status)
+            self.note_lost_writes()
             if outcome.sense and outcome.sense[1 if outcome.sense[0] & 0x02 else 2] & 0x0F == 0x03:
                 if row.writes:
                     self.write_errors += 1
@@ -450,7 +460,7 @@ class LogicalUnit(TaskSet):
         if request.cdb[0] not in _UNATTENDED:
             sense = self.take_attention(request.nexus)
             if sense is not None:
-                raise CheckCondition(sense)
+                raise condition(sense)
 
     def take_attention(self, nexus: Nexus) -> Sense | None:
         """The unit attention to report to this nexus now, if any; it is then no longer pending."""
@@ -465,6 +475,41 @@ class LogicalUnit(TaskSet):
         if target is not None:
             for unit in target.luns.values():
                 unit.attentions.clear(nexus, Sense.REPORTED_LUNS_DATA_CHANGED)
+
+    # -- data that was lost after GOOD (SPC-4 §4.5.7) ----------------------------------------
+
+    def begin_flush(self, request: Request) -> None:
+        """A SYNCHRONIZE CACHE of the whole unit begins: it covers what its nexus has written so far."""
+        self._flushing[request] = self.written_by(request.nexus), self._lost_writes
+
+    def end_flush(self, request: Request, outcome: Outcome) -> None:
+        """It has ended. A loss that its own sense data tells need not be told again."""
+        began = self._flushing.pop(request, None)
+        if began is None:
+            return
+        covered, lost_writes = began
+        if not outcome.status:
+            if request.nexus in self.nexuses:
+                self._flushed[request.nexus] = covered
+        elif lost_writes != self._lost_writes:
+            self.attentions.clear(request.nexus, Sense.WRITE_ERROR)
+
+    def note_lost_writes(self) -> None:
+        """If the medium has lost writes that it had taken, every nexus that wrote since its last successful
+        flush is owed one deferred error, through whichever unit of the medium it wrote."""
+        backend = self.backend
+        if backend is None or backend.lost_writes == self._lost_writes:
+            return
+        for unit in self._beside:
+            if isinstance(unit, LogicalUnit):
+                unit._owe(backend.lost_writes)
+
+    def _owe(self, lost_writes: int) -> None:
+        if self._lost_writes != lost_writes:
+            self._lost_writes = lost_writes
+            for nexus in self.nexuses:
+                if self.written_by(nexus) != self._flushed.get(nexus, 0):
+                    self.raise_attention(Sense.WRITE_ERROR, only=nexus)
 
     # -- task management (SAM-5 §7) -----------------------------------------------------------
 
@@ -535,6 +580,7 @@ class LogicalUnit(TaskSet):
         self.reservations.nexus_lost(nexus)
         self.prevented_by.pop(nexus, None)
         self.echo.pop(nexus, None)
+        self._flushed.pop(nexus, None)
         return self.abort_task_set(nexus)
 
     # -- the operator -------------------------------------------------------------------------
@@ -550,6 +596,9 @@ class LogicalUnit(TaskSet):
         had_medium = self.backend is not None
         offered = (self.config, self.thin)
         self.config = config
+        if backend is not None and backend is not self._last_backend:
+            self._last_backend = backend
+            self._lost_writes = backend.lost_writes
         self.backend = backend
         self._look()
         if backend is None:

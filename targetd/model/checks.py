@@ -68,6 +68,8 @@ def _of_extent(extent: Extent) -> Found:
         yield "path", "Enter an absolute path."
     elif extent.path.endswith("/"):
         yield "path", "You need to specify a filepath, not a directory."
+    if extent.allocate and extent.type != "File":
+        yield "allocate", "A device has all its space already."
     try:
         text, size = parse_size(extent.file_size)
     except ValueError as error:

@@ -175,6 +175,12 @@ class Extent:
     legacy: bool = False
     removable: bool = False
     """Initiators may eject the medium and load it again."""
+    allocate: bool = False
+    """File: all its space is taken when it is made; otherwise blocks are taken as they are written."""
+    iops_limit: Annotated[int, Range(0, 10**9)] = 0
+    """Commands that move data, a second; 0 = no limit."""
+    bandwidth_limit: Annotated[int, Range(0, 10**15)] = 0
+    """Bytes a second; 0 = no limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

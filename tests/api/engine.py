@@ -26,6 +26,8 @@ class MemoryEngine:
         self.applied = 0
         """Edits that changed something."""
         self.discarded: set[int] = set()
+        self.cloned: list[int] = []
+        self.faults: dict[int, str] = {}
         self.open_sessions: dict[int, SessionStatus] = {}
         self.looked_at: list[str] = []
         self.counted = Statistics()
@@ -37,7 +39,9 @@ class MemoryEngine:
         self.refuse: ConfigError | Exception | None = None
         self._lock = asyncio.Lock()
 
-    async def apply(self, edit: Edit, *, discard_files: frozenset[int] = frozenset()) -> Configuration:
+    async def apply(
+        self, edit: Edit, *, discard_files: frozenset[int] = frozenset(), clone_of: int | None = None
+    ) -> Configuration:
         async with self._lock:
             before = self.configuration
             after = edit(before)
@@ -50,10 +54,15 @@ class MemoryEngine:
             self.configuration = after
             self.applied += 1
             self.discarded |= discard_files
+            if clone_of is not None:
+                self.cloned.append(clone_of)
             return after
 
     async def look_again(self, path: str = "") -> None:
         self.looked_at.append(path)
+
+    def extent_status(self, extent_id: int) -> str:
+        return self.faults.get(extent_id, "ok")
 
     def service_state(self) -> ServiceState:
         enabled = self.configuration.service_enabled

@@ -98,6 +98,8 @@ async def test_every_documented_path_answers_as_documented(api: Api, document: d
     await api.made("authcredential/", iscsi_target_auth_user="u", iscsi_target_auth_secret="s")
     checked = 0
     for path, item in document["paths"].items():
+        if "get" not in item:
+            continue
         url = path.replace("{id}", "1").replace("{name}", "iscsitarget")
         if path.endswith("/explain/"):
             url += "?initiator=iqn.client&address=127.0.0.1"
