@@ -68,7 +68,7 @@ class _Audited:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    async def apply(self, edit: Edit, *, discard_files: frozenset[int] = frozenset()) -> Configuration:
+    async def apply(self, edit: Edit, **options: Any) -> Configuration:
         """See ``Engine.apply``."""
         found: list[Configuration] = []
 
@@ -76,7 +76,7 @@ class _Audited:
             found.append(config)
             return edit(config)
 
-        after = await self._engine.apply(noted, discard_files=discard_files)
+        after = await self._engine.apply(noted, **options)
         for kind, id, was, now in _differences(found[-1], after):
             note(kind, id, was, now)
         return after
