@@ -183,6 +183,14 @@ _FIXED_SCHEMAS: Final[dict[str, Any]] = {
             "read_only": {"type": ["boolean", "null"]},
         },
     },
+    "Statistics": {
+        "type": "object",
+        "properties": {
+            name: {"type": "array", "items": {"type": "object"}} for name in ("units", "sessions", "portals")
+        },
+        "required": ["units", "sessions", "portals"],
+        "additionalProperties": {"type": "number"},
+    },
     "ServiceUpdate": _object({"srv_enable": {"type": "boolean"}}),
 }
 

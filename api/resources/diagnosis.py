@@ -2,7 +2,7 @@
 
 import dataclasses
 import ipaddress
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -10,18 +10,50 @@ from api.bodies import content_range, page
 from api.errors import BadRequestError, answer
 from api.resources.collection import LIST_PARAMETERS, PREFIX
 from api.routing import Operation, Router
-from targetd.interface import Engine
+from targetd.interface import (
+    LATENCY_BOUNDS_S,
+    Engine,
+    Latency,
+    PortalStatistics,
+    SessionStatistics,
+    UnitStatistics,
+)
 
 __all__ = ["DiagnosisResource"]
 
 FAILURES_PATH: Final = f"{PREFIX}services/iscsi/loginfailure/"
+STATISTICS_PATH: Final = f"{PREFIX}services/iscsi/statistics/"
 EXPLAIN_PATH: Final = f"{PREFIX}services/iscsi/explain/"
 MAX_NAME: Final = 223
 """Bytes of an iSCSI name (RFC 7143 §4.2.7.1)."""
 
 
+QUANTILES: Final = {"p50": 0.5, "p99": 0.99}
+
+
+def _counters(counted: UnitStatistics | SessionStatistics | PortalStatistics) -> dict[str, Any]:
+    shown = {
+        item.name: getattr(counted, item.name)
+        for item in dataclasses.fields(counted)
+        if item.name not in ("latency", "luns", "failures")
+    }
+    return {**shown, "latency_s": {name: quantile(counted.latency, q) for name, q in QUANTILES.items()}}
+
+
+def quantile(latency: Latency, q: float) -> float | None:
+    """The bound that a share ``q`` of the commands stayed below, seconds; None: there were none, or it is
+    beyond all bounds."""
+    wanted = q * sum(latency.buckets)
+    total = 0
+    for bound, count in zip(LATENCY_BOUNDS_S, latency.buckets, strict=False):
+        total += count
+        if total and total >= wanted:
+            return bound
+    return None
+
+
 class DiagnosisResource:
-    """Both places."""
+    """Its places."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -37,6 +69,17 @@ class DiagnosisResource:
                     "The last refused logins, newest first, with the rule that refused them.",
                     {200: "LoginFailure[]", 400: "Error", 401: None},
                     parameters=LIST_PARAMETERS,
+                )
+            },
+        )
+        router.add(
+            "diagnosis",
+            STATISTICS_PATH,
+            {
+                "GET": Operation(
+                    self.get_statistics,
+                    "Counters of logical units, sessions and portals since the start.",
+                    {200: "Statistics", 401: None},
                 )
             },
         )
@@ -59,6 +102,27 @@ class DiagnosisResource:
         offset, chosen = page(request, failures)
         headers = content_range(offset, len(chosen), len(failures))
         return answer(200, [dataclasses.asdict(failure) for failure in chosen], headers)
+
+    async def get_statistics(self, request: web.Request) -> web.StreamResponse:
+        """GET of the counters; of latencies the quantiles, in seconds."""
+        statistics = self.engine.statistics()
+        shown = {
+            **dataclasses.asdict(dataclasses.replace(statistics, units=(), sessions=(), portals=())),
+            "units": [
+                {
+                    **_counters(unit),
+                    "luns": [{"target": target, "lun": lun} for target, lun in unit.luns],
+                    "failures": [
+                        {"command": command, "status": status, "count": count}
+                        for (command, status), count in unit.failures.items()
+                    ],
+                }
+                for unit in statistics.units
+            ],
+            "sessions": [_counters(session) for session in statistics.sessions],
+            "portals": [_counters(portal) for portal in statistics.portals],
+        }
+        return answer(200, shown)
 
     async def explain(self, request: web.Request) -> web.StreamResponse:
         """GET of what would come of a login: one answer for each portal and target that was asked for."""

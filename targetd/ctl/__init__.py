@@ -9,6 +9,7 @@ the daemon could not be reached or refused, 2 usage.
     document.py   the whole configuration as one TOML document: export, difference, import
     output.py     tables for people, JSON for programs
     commands.py   the commands, made from the table
+    operations.py users, statistics, a live view, why logins fail
 """
 
 import sys
@@ -23,7 +24,7 @@ PROGRAM = "iscsi-targetctl"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
-    from targetd.ctl.commands import app
+    from targetd.ctl.operations import app
 
     try:
         app(args=None if arguments is None else list(arguments), prog_name=PROGRAM)

@@ -314,7 +314,7 @@ def _update_globals(context: Context, given: Mapping[str, Any], json: Json = Fal
 
 _globals.command("update")(_with_options(GLOBALS, _update_globals))
 
-# -- Sessions, service, statistics ------------------------------------------------------------------
+# -- Sessions, service ------------------------------------------------------------------
 
 _sessions = typer.Typer(help="Who is logged in.", no_args_is_help=True)
 app.add_typer(_sessions, name="session")
@@ -373,37 +373,6 @@ def _drop_session(context: Context, ids: Annotated[list[int], typer.Argument(met
     with _client(context) as client:
         for id in ids:
             client.request("DELETE", f"{SESSIONS}/{id}/")
-
-
-@app.command("stats")
-def _stats(context: Context, json: Json = False) -> None:
-    """Sum the open sessions up by target."""
-    with _client(context) as client:
-        sessions = client.all(SESSIONS)
-    totals: dict[str, dict[str, int]] = {}
-    for session in sessions:
-        total = totals.setdefault(
-            session["target_name"], dict.fromkeys(("sessions", "commands", "bytes_read", "bytes_written"), 0)
-        )
-        total["sessions"] += 1
-        for name in ("commands", "bytes_read", "bytes_written"):
-            total[name] += session[name]
-    if json or _settings(context).json:
-        output.as_json(totals)
-        return
-    output.table(
-        ("target", "sessions", "commands", "read", "written"),
-        (
-            (
-                target or "(discovery)",
-                total["sessions"],
-                total["commands"],
-                output.size(total["bytes_read"]),
-                output.size(total["bytes_written"]),
-            )
-            for target, total in sorted(totals.items())
-        ),
-    )
 
 
 _service = typer.Typer(help="Whether the iSCSI portals listen.", no_args_is_help=True)

@@ -12,7 +12,17 @@ from api.schema import Column
 from targetd.ctl.resources import Resource, field_name
 from targetd.logs import clean
 
-__all__ = ["MASK", "as_json", "details", "mask", "resource_details", "resource_table", "size", "table"]
+__all__ = [
+    "MASK",
+    "as_json",
+    "details",
+    "made_table",
+    "mask",
+    "resource_details",
+    "resource_table",
+    "size",
+    "table",
+]
 
 MASK = "***"
 UNBOUNDED = 10_000
@@ -51,18 +61,24 @@ def size(count: int) -> str:
     raise AssertionError("unreachable")
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; where standard output is no terminal, without colours and line breaks."""
+def made_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Any:
+    """A table of rich's."""
     # Only who prints a table waits for rich.
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    terminal = sys.stdout.isatty()
     made = Table(*headings, box=None, pad_edge=False, header_style="bold", show_edge=False)
     for row in rows:
         made.add_row(*(Text(_cell(value)) for value in row))
-    Console(width=None if terminal else UNBOUNDED, highlight=False, markup=False).print(made)
+    return made
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; where standard output is no terminal, without colours and line breaks."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else UNBOUNDED
+    Console(width=width, highlight=False, markup=False).print(made_table(headings, rows))
 
 
 def details(values: Mapping[str, object]) -> None:

@@ -272,7 +272,7 @@ def session(**changes: Any) -> SessionStatus:
     return SessionStatus(**values | changes)
 
 
-async def test_sessions_are_listed_summed_up_and_dropped(ctl: Ctl, engine: MemoryEngine) -> None:
+async def test_sessions_are_listed_and_dropped(ctl: Ctl, engine: MemoryEngine) -> None:
     engine.open_sessions = {4: session(), 5: session(id=5)}
     listed = (await good(ctl, "session", "list")).out
     assert len(listed.splitlines()) == 3
@@ -282,11 +282,6 @@ async def test_sessions_are_listed_summed_up_and_dropped(ctl: Ctl, engine: Memor
     shown = (await good(ctl, "session", "show", 4)).out
     assert "MaxBurstLength" in shown
     assert "\x1b" not in shown
-    totals = (await good(ctl, "stats", "--json")).json
-    assert totals["iqn.2016-04.com.example:t0"] == {
-        "sessions": 2, "commands": 20, "bytes_read": 8192, "bytes_written": 6 * 2**30,
-    }  # fmt: skip
-    assert "8.0 KiB" in (await good(ctl, "stats")).out
     await good(ctl, "session", "drop", 4, 5)
     assert (await good(ctl, "session", "list", "--json")).json == []
 

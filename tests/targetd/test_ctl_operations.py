@@ -1,0 +1,94 @@
+"""``iscsi-targetctl`` beside the resources, against a real daemon: users, statistics, why logins fail."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import HOST, ROOT, Daemon
+from tests.initiator import LoginFailed, SocketInitiator
+from tests.interop.peers import Ran, run
+
+CLIENT = "iqn.2020-01.example:client"
+
+
+@pytest.fixture(scope="module")
+def busy(shared_daemon: Daemon) -> Daemon:
+    """A daemon that has served three reads and refused a login."""
+    disk = shared_daemon.create_disk("disk", "1MB")
+    shared_daemon.create("target", iscsi_target_name="closed")
+    with SocketInitiator((HOST, shared_daemon.portal_port)) as client:
+        client.login(disk.iqn, CLIENT)
+        client.command(bytes(6))
+        for _ in range(3):
+            assert client.command(bytes.fromhex("28000000000000000800"), read=4096).good
+        client.logout()
+    with SocketInitiator((HOST, shared_daemon.portal_port)) as client, pytest.raises(LoginFailed):
+        client.login(shared_daemon.full_name("closed"), CLIENT)
+    return shared_daemon
+
+
+def ctl(daemon: Daemon, *arguments: str, user: str = "root", password: Path | None = None) -> Ran:
+    return run(
+        *(sys.executable, "-m", "targetd.ctl", "--url", f"http://{HOST}:{daemon.api_port}", "--user", user),
+        *("--password-file", str(password or daemon.state_dir / "api-password"), *arguments),
+        environment={"PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_a_user_is_made_limited_and_deleted(busy: Daemon, tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("of-the-watcher\n")
+    ctl(busy, "user", "create", "watcher", "--password-file", str(secret), "--read-only").ok()
+    ctl(busy, "extent", "list", user="watcher", password=secret).ok()
+    ctl(busy, "extent", "delete", "disk", user="watcher", password=secret).refused("may only read")
+    busy.restart()
+    ctl(busy, "user", "list", user="watcher", password=secret).ok()
+    ctl(busy, "user", "update", "watcher", "--admin").ok()
+    listed = json.loads(ctl(busy, "user", "list", "--json").ok())
+    assert {"name": "watcher", "read_only": False} in listed
+    ctl(busy, "user", "delete", "watcher").ok()
+    ctl(busy, "user", "list", user="watcher", password=secret).refused("does not accept the password")
+    ctl(busy, "user", "create", "x", "--password-file", "/dev/null").refused("--password-file")
+    ctl(busy, "user", "update", "root", "--read-only").refused("built in")
+    stored = b"".join(path.read_bytes() for path in busy.state_dir.glob("targetd.sqlite*"))
+    assert b"of-the-watcher" not in stored
+
+
+def read_something(daemon: Daemon) -> None:
+    with SocketInitiator((HOST, daemon.portal_port)) as client:
+        client.login(daemon.full_name("disk"), CLIENT)
+        client.command(bytes(6))
+        assert client.command(bytes.fromhex("28000000000000000800"), read=4096).good
+        client.logout()
+
+
+def test_statistics_are_those_of_every_logical_unit(busy: Daemon) -> None:
+    read_something(busy)
+    shown = ctl(busy, "stats").ok()
+    assert "disk" in shown
+    statistics = json.loads(ctl(busy, "stats", "--json").ok())
+    (unit,) = statistics["units"]
+    assert unit["luns"] == [{"target": busy.full_name("disk"), "lun": 0}]
+    assert unit["commands"]["READ(10)"] >= 1
+    assert unit["bytes_read"] >= 4096
+    assert {"command": "TEST UNIT READY", "status": "check_condition", "count": 1} in unit["failures"]
+
+
+def test_the_live_view_names_units_and_sessions(busy: Daemon) -> None:
+    with SocketInitiator((HOST, busy.portal_port)) as client:
+        client.login(busy.full_name("disk"), CLIENT)
+        shown = ctl(busy, "top", "--interval", "0.1", "--count", "2").ok()
+        client.logout()
+    assert CLIENT in shown
+    assert f"{busy.full_name('disk')}/0" in shown
+
+
+def test_refused_logins_are_told_and_explained(busy: Daemon) -> None:
+    with SocketInitiator((HOST, busy.portal_port)) as client, pytest.raises(LoginFailed):
+        client.login(busy.full_name("closed"), CLIENT)
+    assert "is not granted through portal 1" in ctl(busy, "failures").ok()
+    ctl(busy, "explain", CLIENT, HOST, "disk").ok()
+    ctl(busy, "explain", CLIENT, HOST, "closed").refused("is not granted through portal 1")
+    ctl(busy, "explain", CLIENT, HOST, "none").refused("no target none")
