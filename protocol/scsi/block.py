@@ -29,6 +29,7 @@ from protocol.scsi.limits import (
     MAXIMUM_COMPARE_AND_WRITE_BLOCKS,
     MAXIMUM_TRANSFER_BYTES,
     PREFETCH_BYTES,
+    atomic_granularity_blocks,
     pieces,
 )
 from protocol.scsi.request import GOOD, Buffer, Outcome, Request
@@ -212,12 +213,16 @@ def write(unit: "LogicalUnit", request: Request) -> Outcome:
 
 
 def prepare_write_atomic(unit: "LogicalUnit", request: Request) -> None:
-    """WRITE ATOMIC(16) (SBC-4 §5.48): no boundaries, any alignment, up to MAXIMUM_ATOMIC_BLOCKS."""
+    """WRITE ATOMIC(16) (SBC-4 §5.48): whole physical blocks, up to MAXIMUM_ATOMIC_BLOCKS, no boundaries."""
     cdb = request.cdb
+    lba = int.from_bytes(cdb[2:10], "big")
     blocks = int.from_bytes(cdb[12:14], "big")
-    set_range(unit, request, int.from_bytes(cdb[2:10], "big"), blocks)
-    if blocks > MAXIMUM_ATOMIC_BLOCKS:
+    set_range(unit, request, lba, blocks)
+    granularity = atomic_granularity_blocks(unit.config.physical_block_exponent) or 1
+    if blocks > MAXIMUM_ATOMIC_BLOCKS or blocks % granularity:
         raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=12)
+    if lba % granularity:
+        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=2)
     if cdb[10] or cdb[11]:  # MAXIMUM ATOMIC BOUNDARY SIZE is 0
         raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=10)
     request.transfer_length = request.length

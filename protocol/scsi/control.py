@@ -292,11 +292,13 @@ def start_stop_unit(unit: "LogicalUnit", request: Request) -> Outcome | None:
     if eject_or_load:
         if not unit.config.removable:
             raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=4, bit=1)
-        if unit.prevented_by:
+        if unit.removal_prevented:
             raise CheckCondition(Sense.MEDIUM_REMOVAL_PREVENTED)
 
     def move() -> Outcome:
         if eject_or_load:
+            if unit.removal_prevented:  # since then
+                return unit.check(CheckCondition(Sense.MEDIUM_REMOVAL_PREVENTED))
             unit.load(bool(start), request.nexus)
         return GOOD
 

@@ -176,8 +176,9 @@ def _block_limits(unit: "LogicalUnit", nexus: Nexus) -> bytes:
         put(32, 4, 0x80000000)  # UGAVALID: aligned to LBA 0
     put(36, 8, limits.MAXIMUM_WRITE_SAME_BLOCKS)
     put(44, 4, limits.MAXIMUM_ATOMIC_BLOCKS)
-    put(48, 4, 0)  # any alignment
-    put(52, 4, 0)  # any granularity
+    atomic = limits.atomic_granularity_blocks(unit.config.physical_block_exponent)
+    put(48, 4, atomic)  # ATOMIC ALIGNMENT
+    put(52, 4, atomic)  # ATOMIC TRANSFER LENGTH GRANULARITY
     return bytes(page)
 
 
@@ -199,7 +200,8 @@ def _logical_block_provisioning(unit: "LogicalUnit", nexus: Nexus) -> bytes:
         if backend.capabilities.unmap_reads_zero:
             page[1] |= 0x04  # LBPRZ 001b
         page[2] = 0x02  # thin provisioned
-        page[3] = unit.config.threshold or 0  # THRESHOLD PERCENTAGE
+        if unit.config.threshold is not None:
+            page[3] = 100 - unit.config.threshold  # THRESHOLD PERCENTAGE: of the space in use
     return bytes(page)
 
 

@@ -44,7 +44,7 @@ class UnitConfig:
     """The operator trusts third-party copy without authentication between targets. Nothing hangs on it: a
     copy reaches only units that its own nexus sees, whatever this says."""
     threshold: int | None = None
-    """Percent of the medium's space in use that raises the soft threshold attention."""
+    """Percent of the medium's space: when no more is left, the soft threshold attention is raised."""
 
 
 class Lane(Protocol):

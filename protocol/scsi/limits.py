@@ -18,6 +18,7 @@ __all__ = [
     "OPTIMAL_TRANSFER_BYTES",
     "PREFETCH_BYTES",
     "SPACE_CHUNK_BYTES",
+    "atomic_granularity_blocks",
     "maximum_transfer_blocks",
     "pieces",
 ]
@@ -63,6 +64,12 @@ pieces give back as much as the whole."""
 def maximum_transfer_blocks(block_size: int) -> int:
     """MAXIMUM TRANSFER LENGTH in blocks of ``block_size`` bytes."""
     return MAXIMUM_TRANSFER_BYTES // block_size
+
+
+def atomic_granularity_blocks(physical_block_exponent: int) -> int:
+    """ATOMIC ALIGNMENT and ATOMIC TRANSFER LENGTH GRANULARITY: physical blocks, as less would tear a block
+    that the medium writes as one; 0: any, where they are no larger than logical ones or not told."""
+    return 1 << physical_block_exponent if physical_block_exponent else 0
 
 
 def pieces(offset: int, length: int, chunk: int) -> Iterator[tuple[int, int]]:

@@ -92,16 +92,16 @@ def _informational_exceptions(unit: "LogicalUnit", state: ModeState) -> bytes:
 
 
 def _provisioning(unit: "LogicalUnit", state: ModeState) -> bytes:
-    """1Ch/02h (SBC-3 §6.5.7): the soft threshold on the used share of the medium's space.
+    """1Ch/02h (SBC-3 §6.5.7): the soft threshold on what is left of the medium's space.
 
-    The descriptor's count is in threshold sets of the space as last looked at.
+    The descriptor's count is in threshold sets, of the space as last looked at.
     """
     threshold, space = unit.config.threshold, unit.space
     page = bytearray(12)
     if threshold is not None and space is not None and unit.thin:
-        sets = (space.used + space.available) * threshold // 100 // THRESHOLD_SET_BYTES
-        # ENABLED, type soft, ARMED INCREASING; resource 02h: used LBA mapping resource count
-        page += bytes((0x80 | 0x02, 0x02, 0, 0)) + min(sets, 0xFFFFFFFF).to_bytes(4, "big")
+        sets = (space.total or space.used + space.available) * threshold // 100 // THRESHOLD_SET_BYTES
+        # ENABLED, type soft, armed decreasing; resource 01h: available LBA mapping resource count
+        page += bytes((0x80 | 0x02, 0x01, 0, 0)) + min(sets, 0xFFFFFFFF).to_bytes(4, "big")
     return bytes(page)
 
 
@@ -233,17 +233,14 @@ def _store(unit: "LogicalUnit", request: Request, state: ModeState, save: bool) 
             unit.complete(request, unit.failed(request, error))
         else:
             unit.kept["mode"] = state.store()
-            unit.saved_mode = state
-            unit.complete(request, _apply(unit, request, state))
+            unit.complete(request, _apply(unit, request, state, save=True))
 
     unit.keep("mode", state.store(), stored)
     return None
 
 
-def _apply(unit: "LogicalUnit", request: Request, state: ModeState) -> Outcome:
-    if state != unit.mode:
-        unit.set_mode(state)
-        unit.raise_attention(Sense.MODE_PARAMETERS_CHANGED, except_nexus=request.nexus)
+def _apply(unit: "LogicalUnit", request: Request, state: ModeState, *, save: bool = False) -> Outcome:
+    unit.change_mode(state, request.nexus, save=save)
     return GOOD
 
 

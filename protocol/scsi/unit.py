@@ -108,7 +108,7 @@ class LogicalUnit(TaskSet):
         self._flushed: dict[Nexus, int] = {}
         """``written_by`` a nexus when its last successful flush of the whole unit began."""
         self.space: Space | None = None
-        self._above_threshold = False
+        self._scarce = False
         self.echo: dict[Nexus, bytes] = {}
         """Echo buffer of each nexus (WRITE BUFFER)."""
         self.load_cycles = 0
@@ -165,8 +165,43 @@ class LogicalUnit(TaskSet):
 
     @property
     def thin(self) -> bool:
-        """LBPME: logical block provisioning is offered, and true."""
-        return self.config.thin and self.backend is not None and self.backend.capabilities.unmap
+        """LBPME: logical block provisioning is offered, and true. A medium that is open for reading alone is
+        as thin as it was made: its holes can be told, and UNMAP meets the write protection."""
+        if self.backend is None or not self.config.thin:
+            return False
+        able = self.backend.capabilities
+        return able.unmap or (not able.writable and able.map_query)
+
+    # -- what units over one medium share -----------------------------------------------------
+
+    def share_medium(self, other: TaskSet) -> None:
+        """Show the same medium as ``other``: besides exclusive ranges they share whether it is loaded, the
+        mode parameters, which decide what becomes of its data, and what is kept."""
+        super().share_medium(other)
+        if isinstance(other, LogicalUnit):
+            self.kept = other.kept
+            self.saved_mode = other.saved_mode
+            self.loaded = other.loaded
+            self.set_mode(other.mode)
+
+    @property
+    def showing(self) -> "list[LogicalUnit]":
+        """All units that show this medium, this one among them."""
+        return [unit for unit in self._beside if isinstance(unit, LogicalUnit)]
+
+    @property
+    def removal_prevented(self) -> bool:
+        """Some nexus of some unit holds PREVENT ALLOW MEDIUM REMOVAL."""
+        return any(unit.prevented_by for unit in self.showing)
+
+    def change_mode(self, state: ModeState, by: Nexus | None, *, save: bool = False) -> None:
+        """Make these the current mode parameters of the medium; all nexuses but ``by`` are told."""
+        for unit in self.showing:
+            if save:
+                unit.saved_mode = state
+            if state != unit.mode:
+                unit.set_mode(state)
+                unit.raise_attention(Sense.MODE_PARAMETERS_CHANGED, except_nexus=by)
 
     def lock(self, why: Callable[[], CheckCondition]) -> None:
         """Refuse every command that needs READY with ``why()``, as during SANITIZE."""
@@ -184,11 +219,12 @@ class LogicalUnit(TaskSet):
         Args:
             by: None: an operator did.
         """
-        if loaded and not self.loaded:
-            self.raise_attention(Sense.MEDIUM_MAY_HAVE_CHANGED, except_nexus=by)
-            self.load_cycles += 1
-        self.loaded = loaded
-        self._relack()
+        for unit in self.showing:
+            if loaded and not unit.loaded:
+                unit.raise_attention(Sense.MEDIUM_MAY_HAVE_CHANGED, except_nexus=by)
+                unit.load_cycles += 1
+            unit.loaded = loaded
+            unit._relack()
 
     def set_mode(self, state: ModeState) -> None:
         """Make these the current mode parameters."""
@@ -552,6 +588,7 @@ class LogicalUnit(TaskSet):
         self.reservations.reset()
         self.prevented_by.clear()
         self.set_mode(self.saved_mode)
+        self.change_mode(self.saved_mode, None)  # of the other units of the medium, which were not reset
         self.raise_attention(kind.value)
         return self._tell(dropped, origin)
 
@@ -601,6 +638,10 @@ class LogicalUnit(TaskSet):
             self._lost_writes = backend.lost_writes
         self.backend = backend
         self._look()
+        if not config.removable:
+            self.prevented_by.clear()
+            if not self.loaded:
+                self.load(True, None)
         if backend is None:
             return
         if not had_medium:
@@ -608,29 +649,34 @@ class LogicalUnit(TaskSet):
         after = (self.blocks, self.block_size, config.physical_block_exponent)
         if after != before and had_medium:
             self.raise_attention(Sense.CAPACITY_DATA_CHANGED)
-        if self.read_only != protected:
+        rearmed = offered[0].threshold != config.threshold
+        if rearmed:
+            self._scarce = False
+        if self.read_only != protected or (rearmed and self.thin):
             self.raise_attention(Sense.MODE_PARAMETERS_CHANGED)
         if _inquired(*offered) != _inquired(config, self.thin):
             self.raise_attention(Sense.INQUIRY_DATA_CHANGED)
 
     def note_space(self, space: Space) -> None:
-        """Take over how full the medium is; crossing the threshold upwards is a unit attention.
+        """Take over how full the medium is; reaching the threshold is a unit attention.
 
-        THIN PROVISIONING SOFT THRESHOLD REACHED (SBC-3 §4.7.3.7) is reported once per crossing; two
-        percent of leeway keep a level that hovers from reporting again and again.
+        THIN PROVISIONING SOFT THRESHOLD REACHED (SBC-3 §4.7.3.7) is reported once each time it gets scarce;
+        two percent of leeway keep a level that hovers from reporting again and again. A medium that has
+        all it can ever take is not running out.
         """
         self.space = space
         threshold = self.config.threshold
-        total = space.used + space.available
-        if threshold is None or not total:
-            self._above_threshold = False
+        total = space.total or space.used + space.available
+        provisioned = self.geometry is not None and space.used >= self.geometry.size_bytes
+        if threshold is None or not total or not self.thin or (provisioned and not space.available):
+            self._scarce = False
             return
-        percent = 100 * space.used / total
-        if percent >= threshold and not self._above_threshold:
-            self._above_threshold = True
+        percent_left = 100 * space.available / total
+        if percent_left <= threshold and not self._scarce:
+            self._scarce = True
             self.raise_attention(Sense.THIN_PROVISIONING_SOFT_THRESHOLD)
-        elif percent < threshold - 2:
-            self._above_threshold = False
+        elif percent_left > threshold + 2:
+            self._scarce = False
 
 
 _UNATTENDED = frozenset((0x12, 0xA0, 0x03))
@@ -650,6 +696,7 @@ def _inquired(config: UnitConfig, thin: bool) -> tuple[object, ...]:
         config.removable,
         config.xen,
         thin,
+        thin and config.threshold,
     )
 
 

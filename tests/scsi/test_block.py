@@ -175,6 +175,8 @@ def test_zero_blocks_is_no_error_up_to_the_block_after_the_last(disk: Disk, opco
         (compare_and_write(0, 2), 13),
         (write_atomic(0, MAXIMUM_ATOMIC_BLOCKS + 1), 12),
         (write_atomic(0, 8, boundary=4), 10),
+        (write_atomic(0, 9), 12),  # the granularity is the physical block
+        (write_atomic(1, 8), 2),  # and the alignment
     ],
 )
 def test_lengths_beyond_a_limit_of_vpd_b0_are_refused_with_a_pointer(cdb: bytes, at: int) -> None:
@@ -229,7 +231,7 @@ class Durability(Memory):
         (cdb10(0x2E, 0, 1), True, True),
         (cdb16(0x8B, 0, 1), True, False),
         (cdb16(0x8B, 0, 1, 0x08), True, True),
-        (write_atomic(0, 1), True, True),
+        (write_atomic(0, 8), True, True),
     ],
 )
 def test_fua_and_wce_off_make_a_write_durable_before_it_is_answered(
@@ -238,7 +240,7 @@ def test_fua_and_wce_off_make_a_write_durable_before_it_is_answered(
     """§4.15, §5.33 FUA; WRITE(6) has no FUA: its bit 3 of byte 1 belongs to the LBA."""
     backend = Durability()
     disk = Disk(backend=backend, write_cache=write_cache)
-    check(disk.run(cdb, A), GOOD)
+    check(disk.run(cdb, A * (8 if cdb[0] == 0x9C else 1)), GOOD)
     assert backend.durable[-1] is durable
 
 
@@ -344,10 +346,11 @@ def test_orwrite_sets_bits_and_clears_none(disk: Disk) -> None:
 
 def test_write_atomic_writes_all_or_nothing(disk: Disk) -> None:
     """SBC-4 §5.48."""
-    check(disk.run(write_atomic(0, 2), A + B), GOOD)
-    assert stored(disk, 0, 2 * BLOCK) == A + B
-    check(disk.run(write_atomic(0, 2), B), INVALID_INFORMATION_UNIT)
-    assert stored(disk, 0, 2 * BLOCK) == A + B
+    data = (A + B) * 4
+    check(disk.run(write_atomic(8, 8), data), GOOD)
+    assert stored(disk, 8, 8 * BLOCK) == data
+    check(disk.run(write_atomic(8, 8), B), INVALID_INFORMATION_UNIT)
+    assert stored(disk, 8, 8 * BLOCK) == data
     check(disk.run(write_atomic(BLOCKS - 1, MAXIMUM_ATOMIC_BLOCKS + 1), b""), LBA_OUT_OF_RANGE)
 
 

@@ -324,6 +324,42 @@ def test_an_eject_first_flushes() -> None:
     assert not disk.unit.loaded
 
 
+def test_removal_prevented_during_the_flush_is_prevented() -> None:
+    lane = HeldLane()
+    disk = Disk(removable=True, lane=lane)
+    request = disk.start(EJECT)
+    disk.unit.prevented_by[make_nexus(2)] = None
+    lane.release()
+    assert sense_of(disk.delivered[request]) == MEDIUM_REMOVAL_PREVENTED
+    assert disk.unit.loaded
+
+
+def test_units_over_one_medium_eject_and_prevent_it_together() -> None:
+    """There is one medium, in however many ways two targets show it."""
+    one = Disk(removable=True)
+    two = Disk(removable=True, backend=one.backend, serial="2")
+    two.unit.share_medium(one.unit)
+    two.run(PREVENT)
+    assert sense_of(one.run(EJECT)) == MEDIUM_REMOVAL_PREVENTED
+    two.run(ALLOW)
+    assert one.run(EJECT).status == GOOD
+    assert sense_of(two.run(TEST_UNIT_READY)) == MEDIUM_NOT_PRESENT
+    assert two.run(LOAD).status == GOOD
+    assert sense_of(one.run(TEST_UNIT_READY)) == MEDIUM_MAY_HAVE_CHANGED
+
+
+def test_a_medium_that_is_no_longer_removable_is_back() -> None:
+    """The operator's choice, live: SPC-4 §5.14, 28h/00h and 3Fh/03h."""
+    disk = Disk(removable=True)
+    disk.run(EJECT)
+    disk.run(PREVENT)
+    disk.unit.reconfigure(make_config(), disk.unit.backend)
+    told = [sense_of(disk.run(TEST_UNIT_READY)) for _ in range(2)]
+    assert told == [MEDIUM_MAY_HAVE_CHANGED, (6, 0x3F, 0x03)]
+    assert disk.run(TEST_UNIT_READY).status == GOOD
+    assert not disk.unit.prevented_by
+
+
 # -- LOG SENSE (SPC-4 §6.6, §7.3) --
 
 

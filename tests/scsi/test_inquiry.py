@@ -1,11 +1,21 @@
 """INQUIRY and the vital product data pages (SPC-4 §6.4, §7.8; SBC-3 §6.6)."""
 
+from dataclasses import replace
+
 import pytest
 
 from storage.memory import Memory
 from tests.scsi.support import BLOCK, BLOCKS, Disk, make_nexus, pointer_of, sense_of
 
 INVALID_FIELD_IN_CDB = (5, 0x24, 0x00)
+
+
+class Opaque(Memory):
+    """Cannot tell its holes."""
+
+    def __init__(self, size_bytes: int, *, read_only: bool = False) -> None:
+        super().__init__(size_bytes, read_only=read_only)
+        self.capabilities = replace(self.capabilities, map_query=False)
 
 
 def page(disk: Disk, code: int) -> bytes:
@@ -138,14 +148,29 @@ def test_block_limits_are_such_as_initiators_accept(block_size: int) -> None:
 
 def test_a_unit_that_is_not_thin_promises_no_unmap() -> None:
     """With LBPU=0 both unmap limits are 0 (SBC-3 §6.6.3)."""
-    for disk in (Disk(thin=False), Disk(backend=Memory(BLOCK * BLOCKS, read_only=True))):
+    for disk in (Disk(thin=False), Disk(backend=Opaque(BLOCK * BLOCKS, read_only=True))):
         limits, provisioning = page(disk, 0xB0), page(disk, 0xB2)
         assert limits[20:36] == bytes(16)
         assert provisioning[4:] == bytes(4)
 
 
+def test_a_thin_medium_stays_thin_where_it_is_open_for_reading_alone() -> None:
+    """LBPME and LBPU say what the unit is; UNMAP meets the write protection (SBC-3 §4.7.3)."""
+    disk = Disk(backend=Memory(BLOCK * BLOCKS, read_only=True))
+    assert page(disk, 0xB2)[5] == 0xE4
+    assert disk.read("9E10 0000000000000000 00000020 0000")[14] & 0x80
+    assert sense_of(disk.run("4200 00000000 00 0018 00", bytes(24))) == (7, 0x27, 0)
+
+
+@pytest.mark.parametrize(("exponent", "blocks"), [(0, 0), (3, 8)])
+def test_atomic_writes_are_of_whole_physical_blocks(exponent: int, blocks: int) -> None:
+    """SBC-4 §6.6.4: ATOMIC ALIGNMENT, ATOMIC TRANSFER LENGTH GRANULARITY."""
+    data = page(Disk(physical_block_exponent=exponent), 0xB0)
+    assert field(data, 48, 4) == field(data, 52, 4) == blocks
+
+
 def test_a_thin_unit_says_what_its_medium_can() -> None:
-    data = page(Disk(threshold=80), 0xB2)
+    data = page(Disk(threshold=20), 0xB2)
     assert data[4] == 11  # threshold sets of 1 MiB
     assert data[5] == 0xE4  # LBPU, LBPWS, LBPWS10; LBPRZ 001b; no anchor
     assert data[6] & 0x07 == 2  # thin

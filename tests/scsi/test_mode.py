@@ -6,8 +6,19 @@ import pytest
 
 from protocol.enums import ScsiStatus
 from protocol.scsi.sense import Sense
+from storage.base import Space
 from storage.memory import Memory
-from tests.scsi.support import BLOCK, BLOCKS, Disk, HeldLane, Keeper, make_nexus, pointer_of, sense_of
+from tests.scsi.support import (
+    BLOCK,
+    BLOCKS,
+    Disk,
+    HeldLane,
+    Keeper,
+    make_config,
+    make_nexus,
+    pointer_of,
+    sense_of,
+)
 
 INVALID_FIELD_IN_CDB = (5, 0x24, 0x00)
 INVALID_FIELD_IN_PARAMETER_LIST = (5, 0x26, 0x00)
@@ -298,14 +309,55 @@ def test_pages_that_could_not_be_stored_are_not_changed() -> None:
 
 def test_attention_for_the_threshold_comes_once_per_crossing() -> None:
     """SBC-3 §4.7.3.7: THIN PROVISIONING SOFT THRESHOLD REACHED."""
-    from storage.base import Space
-
-    disk = Disk(threshold=80)
+    disk = Disk(threshold=20)
     raised = []
-    for used in (79, 80, 85, 79, 81, 70, 90):
-        disk.unit.note_space(Space(used=used << 20, available=(100 - used) << 20))
+    for left in (21, 20, 15, 21, 19, 30, 10):
+        disk.unit.note_space(Space(used=1 << 20, available=left << 20, total=100 << 20))
         raised.append(disk.unit.take_attention(disk.nexus))
     reached = Sense.THIN_PROVISIONING_SOFT_THRESHOLD
     assert raised == [None, reached, None, None, None, None, reached]
     page = sense6(disk, 0x1C, subpage=0x02)[4:]
-    assert page[16:] == bytes((0x82, 0x02, 0, 0, 0, 0, 0, 80))
+    assert page[16:] == bytes((0x82, 0x01, 0, 0, 0, 0, 0, 20))
+
+
+def test_a_medium_that_has_all_it_can_take_is_not_running_out() -> None:
+    """A device, or a file that is full to its end: nothing more will be asked of the host."""
+    disk = Disk(threshold=20)
+    assert disk.unit.geometry is not None
+    disk.unit.note_space(Space(used=disk.unit.geometry.size_bytes, available=0))
+    assert disk.unit.take_attention(disk.nexus) is None
+
+
+def test_a_threshold_that_changes_is_told_and_looked_at_anew() -> None:
+    """SPC-4 §5.14: mode parameters changed, inquiry data changed (THRESHOLD PERCENTAGE of VPD page B2h)."""
+    disk = Disk(threshold=20)
+    disk.unit.note_space(Space(used=90 << 20, available=10 << 20))
+    disk.unit.take_attention(disk.nexus)
+    disk.unit.reconfigure(make_config(threshold=30), disk.unit.backend)
+    disk.unit.note_space(Space(used=90 << 20, available=10 << 20))
+    told = [disk.unit.take_attention(disk.nexus) for _ in range(4)]
+    assert told == [
+        Sense.MODE_PARAMETERS_CHANGED,
+        Sense.INQUIRY_DATA_CHANGED,
+        Sense.THIN_PROVISIONING_SOFT_THRESHOLD,
+        None,
+    ]
+
+
+def test_units_over_one_medium_share_their_mode_parameters_and_what_is_saved() -> None:
+    """WCE decides what becomes of the medium's data, whoever writes it; who did not change it is told."""
+    keeper = Keeper()
+    backend = Memory(BLOCKS * BLOCK)
+    one, two = Disk(backend=backend, keep=keeper), Disk(backend=backend, keep=keeper, serial="2")
+    two.unit.share_medium(one.unit)
+    assert select6(one, caching_page(one, wce=False), sp=True).status == ScsiStatus.GOOD
+    assert not two.unit.write_cache
+    assert one.unit.take_attention(one.nexus) is None
+    assert two.unit.take_attention(two.nexus) is Sense.MODE_PARAMETERS_CHANGED
+    late = Disk(backend=backend, keep=keeper, serial="3")
+    late.unit.share_medium(two.unit)
+    assert not late.unit.write_cache
+    select6(one, caching_page(one, wce=True))
+    two.unit.reset(two.nexus)  # back to what was saved, for all
+    assert not one.unit.write_cache
+    assert one.unit.take_attention(one.nexus) is Sense.MODE_PARAMETERS_CHANGED
