@@ -157,8 +157,8 @@ GLOBAL_CONFIGURATION: Final = Declaration(
         Field(
             attribute="pool_avail_threshold",
             wire="iscsi_pool_avail_threshold",
-            help_text="Per cent of free space at which initiators of extents without a threshold of their own "
-            "are warned.",
+            help_text="Per cent of free space at which initiators are warned: of extents that have no "
+            "threshold of their own.",
         ),
     ),
 )
@@ -243,7 +243,7 @@ EXTENT: Final = Declaration(
         Field(
             attribute="avail_threshold",
             wire="iscsi_target_extent_avail_threshold",
-            help_text="Per cent of free space at which initiators are warned; null: as the global configuration.",
+            help_text="Per cent of free space at which initiators are warned; null: the global one.",
         ),
         Field(
             attribute="xen",

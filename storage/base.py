@@ -76,6 +76,8 @@ class Space:
     """Taken by this backend."""
     available: int
     """Left for it to grow into."""
+    total: int = 0
+    """All there is, what others take included; 0: not known, or no others."""
 
 
 class Backend(ABC):

@@ -314,4 +314,8 @@ class File(Paged):
     def space(self) -> Space:
         handle = self._usable()
         around = os.fstatvfs(handle.fd)
-        return Space(used=os.fstat(handle.fd).st_blocks * 512, available=around.f_bavail * around.f_frsize)
+        return Space(
+            used=os.fstat(handle.fd).st_blocks * 512,
+            available=around.f_bavail * around.f_frsize,
+            total=around.f_blocks * around.f_frsize,
+        )
