@@ -9,12 +9,13 @@ its backend and its reservations.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from protocol.scsi.device import LogicalUnit, UnitConfig
 from protocol.scsi.reservations import Reservations
 from protocol.scsi.taskset import Throttle
-from storage.base import Backend
+from storage.base import Backend, Space
 from storage.open import ExtentKind, ExtentSpec, PathError, open_backend, resolve_path
 from targetd.lanes import Lane
 from targetd.model import ConfigError, Extent, ExtentType, LunMapping, Target
@@ -35,6 +36,11 @@ ROTATION: Mapping[str, int] = {"Unknown": 0, "SSD": 1}
 """``rpm`` → MEDIUM ROTATION RATE of VPD B1h; the other values are numbers (api-semantics §5.2)."""
 
 MUST_NOT_EXIST = "There is a file under this path already."
+SPACE_ARMED_S = 5.0
+"""How often a medium is asked how full it is, when that can reach a threshold: soon enough to act on it."""
+SPACE_IDLE_S = 60.0
+"""The same where it is only for those who look."""
+
 MUST_EXIST = "The file must exist if the extent size is set to auto (0)"
 
 
@@ -59,8 +65,13 @@ def unit_key(extent: Extent, target: Target, mapping: LunMapping) -> UnitKey:
     )
 
 
-def unit_config(extent: Extent, key: UnitKey, backend: Backend | None) -> UnitConfig:
-    """The logical unit's settings, from the extent's fields and what its medium is."""
+def unit_config(
+    extent: Extent, key: UnitKey, backend: Backend | None, threshold: int | None = None
+) -> UnitConfig:
+    """The logical unit's settings, from the extent's fields and what its medium is.
+
+    ``threshold``: of an extent that has none of its own.
+    """
     physical = backend.geometry.physical_block_size if backend is not None else 4096
     exponent = max((physical // key.block_size).bit_length() - 1, 0)
     return UnitConfig(
@@ -76,7 +87,8 @@ def unit_config(extent: Extent, key: UnitKey, backend: Backend | None) -> UnitCo
         # what was taken beforehand is not given back: it was taken so that no write fails for want of it
         thin=not extent.allocate,
         insecure_tpc=extent.insecure_tpc,
-        threshold=extent.avail_threshold,
+        removable=extent.removable,
+        threshold=threshold if extent.avail_threshold is None else extent.avail_threshold,
     )
 
 
@@ -146,8 +158,11 @@ class LiveExtent:
         lane: Lane,
         reservations: Reservations,
         make_unit: Callable[["LiveExtent", UnitConfig], LogicalUnit],
+        threshold: int | None = None,
     ) -> None:
+        """``threshold``: of extents that have none of their own."""
         self.extent = extent
+        self.threshold = threshold
         self.backend = backend
         self.lane = lane
         self.reservations = reservations
@@ -163,6 +178,8 @@ class LiveExtent:
         """The status that was told last."""
         self.lost_writes = 0
         """As far as the units know of them."""
+        self._next_space = 0.0
+        self._measuring = False
 
     @property
     def medium(self) -> Backend | None:
@@ -185,7 +202,7 @@ class LiveExtent:
         """The unit that shows the extent this way; made when it is wanted first."""
         unit = self.units.get(key)
         if unit is None:
-            unit = self._make_unit(self, unit_config(self.extent, key, self.medium))
+            unit = self._make_unit(self, unit_config(self.extent, key, self.medium, self.threshold))
             unit.limit(self.throttle)
             self.units[key] = unit
         return unit
@@ -211,7 +228,30 @@ class LiveExtent:
         """Tell the units what their medium is now."""
         medium = self.medium
         for key, unit in self.units.items():
-            unit.reconfigure(unit_config(self.extent, key, medium), medium)
+            unit.reconfigure(unit_config(self.extent, key, medium, self.threshold), medium)
+
+    def measure_space(self, now: float) -> None:
+        """Now and then, while somebody uses it, look how full the medium is, and let the units know.
+
+        On the lane: what is asked may wait for the medium. A medium that does not answer is not asked again.
+        """
+        backend = self.medium
+        if now < self._next_space:
+            return
+        self._next_space = now + SPACE_ARMED_S
+        if self._measuring or backend is None or not self.in_use:
+            return
+        if all(unit.config.threshold is None for unit in self.units.values()):
+            self._next_space = now + SPACE_IDLE_S
+        self._measuring = True
+
+        def done(space: Space | None) -> None:
+            self._measuring = False
+            if space is not None and self.medium is backend:
+                for unit in self.units.values():
+                    unit.note_space(space)
+
+        self.lane.run(partial(_space, backend), done)
 
     def limit(self, throttle: Throttle | None) -> None:
         """Other I/O limits, or none."""
@@ -223,3 +263,11 @@ class LiveExtent:
         """What waited for the I/O limits may go on."""
         for unit in self.units.values():
             unit.proceed()
+
+
+def _space(backend: Backend) -> Space | None:
+    """On a worker."""
+    try:
+        return backend.space()
+    except OSError:
+        return None  # commands meet the same, and say it

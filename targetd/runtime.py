@@ -65,6 +65,7 @@ from targetd.model import (
     Portal,
     diff,
     full_name,
+    groups_by_target,
     mappings_by_extent,
     mappings_by_target,
     split_address,
@@ -624,6 +625,10 @@ class Runtime:
         prepared: _Prepared,
     ) -> list[Backend]:
         retired: list[Backend] = []
+        if old.globals.pool_avail_threshold != new.globals.pool_avail_threshold:
+            for live in self._extents.values():
+                live.threshold = new.globals.pool_avail_threshold
+                live.show()
         change = changes.get("extents")
         if change is None:
             return retired
@@ -638,7 +643,7 @@ class Runtime:
             backend = prepared.backends.get(extent.id)
             if live_or_none is None:
                 missing = prepared.missing.get(extent.id, "")
-                self._extents[extent.id] = self._new_extent(extent, backend, missing)
+                self._extents[extent.id] = self._new_extent(extent, backend, new, missing)
                 continue
             live = live_or_none
             if backend is not None and live.backend is not None:
@@ -670,10 +675,14 @@ class Runtime:
             throttle.change(*limits)
             live.proceed()
 
-    def _new_extent(self, extent: Extent, backend: Backend | None, missing: str = "") -> LiveExtent:
+    def _new_extent(
+        self, extent: Extent, backend: Backend | None, config: Configuration, missing: str = ""
+    ) -> LiveExtent:
         lane = Lane(self._completions, f"extent-{extent.id}")
         reservations = Reservations(self._kept.get(f"{extent.id}/{RESERVATIONS_KEPT_AS}"))
-        live = LiveExtent(extent, backend, lane, reservations, self._make_unit)
+        reservations.target_port_groups = self._target_port_groups
+        threshold = config.globals.pool_avail_threshold
+        live = LiveExtent(extent, backend, lane, reservations, self._make_unit, threshold)
         if backend is None:
             live.missing = missing or "not found when the daemon started"
         live.told = live.status
@@ -706,6 +715,11 @@ class Runtime:
         """Bytes that a session has written; asked at flushes and after a loss, so it may search."""
         sessions = self.server.sessions.sessions.values()
         return next((session.bytes_written for session in sessions if session.nexus is nexus), 0)
+
+    def _target_port_groups(self, nexus: Nexus) -> tuple[int, ...]:
+        """The portal groups through which the target of a nexus can be reached."""
+        found = self._view.targets.get(nexus.target_name)
+        return found[1].ports if found is not None else ()
 
     def _keep(self, key: str, value: bytes, done: Callable[[Exception | None], None]) -> None:
         """Store what an initiator asked to have kept; ``done`` on the loop when it is durable."""
@@ -749,6 +763,9 @@ class Runtime:
             elif target is not None:
                 name = full_name(new.globals, target)
                 self._targets[id] = ScsiTarget(name, units, lane=self._spare_lane, now=time.time)
+            if target is not None:
+                groups = groups_by_target(new).get(id, ())
+                self._targets[id].ports = tuple(sorted({group.portal_id for group in groups}))
         for id in extents & self._extents.keys():
             mappings = mappings_by_extent(new).get(id, ())
             self._extents[id].keep_units(
@@ -815,6 +832,8 @@ class Runtime:
                     self._tell(live)
         if self._stopping:
             return
+        for live in self._extents.values():
+            live.measure_space(now)
         if now >= self._next_look:
             self._next_look = now + LOOK_S
             for live in self._extents.values():
@@ -986,6 +1005,9 @@ def _touched(
             targets |= ids
         elif collection == "extents":
             extents |= ids
+        elif collection == "target_groups":
+            groups = [config.target_groups.get(id) for config in (old, new) for id in ids]
+            targets |= {group.target_id for group in groups if group is not None}
         elif collection == "lun_mappings":
             for config in (old, new):
                 for mapping in filter(None, (config.lun_mappings.get(id) for id in ids)):
