@@ -697,8 +697,6 @@ class Connection:
             return
         if not task.immediate:
             session.max_cmd_sn = (session.max_cmd_sn + 1) & _MASK
-        if task.transfer is not None and task.command is not None and task.command.writes:
-            task.transfer.spare()
         status = outcome.status
         data = outcome.data_in
         flags, residual, read_residual = _residuals(task, len(data))

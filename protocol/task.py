@@ -112,45 +112,10 @@ class Burst:
         """The DataSN the next PDU must carry."""
 
 
-class _Spares:
-    """Buffers of transfers that ended well, for the next of the same length.
-
-    A fresh 256 KiB costs about 20 µs in zeroes and page faults. What is in a spare one is another command's
-    data; it cannot show, because a command only runs when all of its buffer has been received.
-    """
-
-    def __init__(self) -> None:
-        self._by_length: dict[int, list[bytearray]] = {}
-        self._bytes = 0
-
-    def take(self, length: int) -> bytearray:
-        """A buffer of exactly ``length`` bytes; its contents are anything."""
-        spares = self._by_length.get(length)
-        if not spares:
-            return bytearray(length)
-        self._bytes -= length
-        return spares.pop()
-
-    def give(self, buffer: bytearray) -> None:
-        """Nobody has a view of this one any more that will be looked at."""
-        length = len(buffer)
-        if length >= SPARE_FROM and self._bytes + length <= SPARE_BYTES:
-            self._bytes += length
-            self._by_length.setdefault(length, []).append(buffer)
-
-
-SPARE_FROM = 16 * 1024
-"""Bytes; below it a fresh buffer costs less than keeping one."""
-SPARE_BYTES = 8 * 1024 * 1024
-"""Kept at most: 32 writes of 256 KiB, one full queue."""
-
-_spares = _Spares()
-
-
 class Transfer:
     """The Data-Out of one command that did not come whole with the command."""
 
-    __slots__ = ("_memory", "asked", "buffer", "bursts", "fault", "need", "outcome", "unsolicited")
+    __slots__ = ("asked", "buffer", "bursts", "fault", "need", "outcome", "unsolicited")
 
     def __init__(self, need: int, outcome: Outcome | None) -> None:
         """
@@ -159,8 +124,7 @@ class Transfer:
             outcome: the command has failed already; its data is only drained.
         """
         self.need = need
-        self._memory = _spares.take(need)
-        self.buffer = memoryview(self._memory)
+        self.buffer = memoryview(bytearray(need))
         self.outcome = outcome
         self.fault: Sense | None = None
         self.unsolicited: Burst | None = None
@@ -175,10 +139,6 @@ class Transfer:
         end = min(offset + len(data), self.need)
         if offset < end:
             self.buffer[offset:end] = data[: end - offset]
-
-    def spare(self) -> None:
-        """The command has run and nobody looks at its data any more."""
-        _spares.give(self._memory)
 
     @property
     def draining(self) -> bool:

@@ -473,3 +473,12 @@ def test_nothing_is_allocated_for_what_the_cdb_does_not_ask(big: bool) -> None:
     transfer = session.tasks[77].transfer
     assert transfer is not None
     assert len(transfer.buffer) == 512
+
+
+def test_a_long_write_that_brings_less_than_it_says_writes_no_more_than_it_brought() -> None:
+    target = MemoryTarget(max_burst_length=65536, first_burst_length=512)
+    peer = target.logged_in()
+    assert peer.command(cdbs.write10(0, 128), b"\xa5" * 65536).good
+    reply = peer.command(cdbs.write10(256, 128), b"\x11" * 1000, expected=1000)
+    assert reply.residuals.overflow == 65536 - 1000
+    assert bytes(target.backends[0].read(256 * 512, 65536)) == b"\x11" * 1000 + bytes(65536 - 1000)
