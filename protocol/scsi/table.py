@@ -274,8 +274,9 @@ ROWS: tuple[Command, ...] = (
     # -- SBC-3: caches, and what the medium is like ----------------------------------------------
     _prefetch("PRE-FETCH(10)", "3402FFFFFFFF1FFFFF00", block.prefetch),
     _prefetch("PRE-FETCH(16)", "9002FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.prefetch),
-    _synchronize("SYNCHRONIZE CACHE(10)", "3502FFFFFFFF1FFFFF00", block.synchronize_cache),
-    _synchronize("SYNCHRONIZE CACHE(16)", "9102FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.synchronize_cache),
+    # bit 2 of byte 1, SYNC_NV, is obsolete: who sets it asks for less than is done
+    _synchronize("SYNCHRONIZE CACHE(10)", "3506FFFFFFFF1FFFFF00", block.synchronize_cache),
+    _synchronize("SYNCHRONIZE CACHE(16)", "9106FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.synchronize_cache),
     _row(
         "START STOP UNIT",
         "1B01000FF700",
