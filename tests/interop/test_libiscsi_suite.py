@@ -28,6 +28,8 @@ pytestmark = [
 ]
 
 JOBS = 2
+TAG = 1
+"""Of the group that holds the users of the kits."""
 SIZE = 256 << 20
 """Bytes; 65536 to 2**21 - 1 blocks, and enough for two of the longest EXTENDED COPY segments."""
 TESTS = list_tests() if installed() else []
@@ -39,17 +41,29 @@ _numbers = itertools.count(1)
 def patient_daemon(shared_daemon: Daemon) -> Daemon:
     """Without keepalive pings: Sanitize.Reset sleeps for a minute at a time and answers none."""
     shared_daemon.expect(202, "PUT", "services/iscsi/globalconfiguration/", {"iscsi_nopinint": 0})
+    for kit in KITS.values():
+        if kit.account is not None:
+            user, secret = kit.account
+            shared_daemon.create(
+                "authcredential",
+                iscsi_target_auth_tag=TAG,
+                iscsi_target_auth_user=user,
+                iscsi_target_auth_secret=secret,
+            )
     return shared_daemon
 
 
-def run_on_fresh_unit(daemon: Daemon, test: str) -> Result:
+def run_on_fresh_unit(daemon: Daemon, test: str, kind: str) -> Result:
     """Make the kind of LUN that the test needs, run it there, take the LUN away."""
     name = f"suite{next(_numbers)}"
     with (daemon.extent_root / f"{name}.img").open("wb") as file:
         file.truncate(SIZE)
-    disk = daemon.create_disk(name, "0", extent=KITS[kit_of(test)].extent)
+    kit = KITS[kind]
+    user, secret = kit.account or ("", "")
+    target = {"iscsi_target_authtype": "CHAP", "iscsi_target_authgroup": TAG} if kit.account else None
+    disk = daemon.create_disk(name, "0", extent=kit.extent, target=target)
     try:
-        return run_test(test, [disk.url])
+        return run_test(test, [daemon.url(disk.iqn, 0, user=user, secret=secret)])
     finally:
         daemon.delete_disk(disk)
 
@@ -61,7 +75,7 @@ def test_suite_has_no_unexpected_outcome(
 ) -> None:
     """SPC, SBC and RFC 7143 as libiscsi's test-tool reads them."""
     tests = [test for test in TESTS if matches(test, suite)]
-    results = run_tests(tests, JOBS, lambda test: run_on_fresh_unit(patient_daemon, test))
+    results = run_tests(tests, JOBS, lambda test: run_on_fresh_unit(patient_daemon, test, kit_of(test)))
     suite_results.extend(results)
     assert patient_daemon.alive()
     surprises = [result for result in results if explained(result) is None]
@@ -70,6 +84,13 @@ def test_suite_has_no_unexpected_outcome(
             "\n\n".join(f"{r.outcome} {r.test}: {r.reason}\n{r.output[-3000:]}" for r in surprises),
             pytrace=False,
         )
+
+
+@pytest.mark.parametrize("kit", KITS)
+def test_every_kit_of_logical_unit_can_be_had(patient_daemon: Daemon, kit: str) -> None:
+    """Even where this release of the tool has no test for it."""
+    result = run_on_fresh_unit(patient_daemon, "TestUnitReady.Simple", kit)
+    assert result.outcome is Outcome.PASSED, result
 
 
 def test_tool_lists_each_test_once() -> None:
