@@ -15,7 +15,7 @@ unexport PYTHONSTARTUP
 
 PY := .venv/bin/python
 
-.PHONY: help run test bench lint format clean system-test system-bench
+.PHONY: help run test bench lint format clean system-test system-guest system-bench
 
 help:
 	@echo 'make run     serve a ready 1 GiB demo target (ARGS="..." adds options of iscsi-targetd serve)'
@@ -30,7 +30,7 @@ help:
 .venv/installed-dev: pyproject.toml scripts/environment
 	@scripts/environment dev
 
-system-test system-bench: system-%:
+system-test system-guest system-bench: system-%:
 	@scripts/system-packages $*
 
 run: .venv/installed
@@ -41,7 +41,7 @@ lint: .venv/installed-dev
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 
-test: .venv/installed-dev system-test lint
+test: .venv/installed-dev system-test system-guest lint
 	@umask 022 && $(PY) -m pytest $(ARGS)
 
 bench: .venv/installed-dev system-bench

@@ -1,0 +1,169 @@
+"""The guest's root and kernel: Debian packages, put together once and kept.
+
+The root is a directory that user-mode Linux mounts read-only from the host (hostfs); everything a guest
+writes goes to memory. It is made by mmdebstrap in about half a minute and kept in ``.cache/guest`` of the
+repository, or where GUEST_CACHE says, under a name that holds everything it was made from: another list of
+packages or another kernel makes another root, and the old one is removed.
+"""
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+KERNEL: Final = "linux.uml"
+MODULES: Final = Path("/usr/lib/uml/modules")
+TOOLS: Final = (KERNEL, "mmdebstrap", "unshare", "ip")
+BUILD_LIMIT_S: Final = 900.0
+DEFAULT_SUITE: Final = "bookworm"
+
+PACKAGES: Final = (
+    "ddpt",
+    "dmsetup",
+    "e2fsprogs",
+    "fio",
+    "iproute2",
+    "iputils-ping",
+    "kmod",
+    "lsscsi",
+    "multipath-tools",
+    "open-iscsi",
+    "procps",
+    "python3",
+    "sg3-utils",
+    "udev",
+    "util-linux",
+    "xfsprogs",
+)
+
+STUB: Final = """#!/bin/sh
+# Process 1 until the repository is there: $1 is where it is on the host.
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mount -t proc proc /proc
+mount -t hostfs -o "ro,$1" none /repo && exec /repo/tests/guest/inside/init "$@"
+echo "no repository at $1"
+echo o >/proc/sysrq-trigger
+sleep 60
+"""
+
+LEFT_OUT: Final = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
+
+
+class Unavailable(Exception):
+    """No guest can run here; the text says why."""
+
+
+def cache_dir() -> Path:
+    """Where roots are kept."""
+    return Path(os.environ.get("GUEST_CACHE") or ROOT / ".cache" / "guest").resolve()
+
+
+def install_packages() -> None:
+    """What the host side needs, where we may; says what it did on its standard error."""
+    if any(shutil.which(tool) is None for tool in TOOLS):
+        subprocess.run(
+            [ROOT / "scripts" / "system-packages", "guest"], check=False, timeout=BUILD_LIMIT_S, cwd=ROOT
+        )
+
+
+def require_host() -> None:
+    """Raise Unavailable unless a guest can run on this machine."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        raise Unavailable(
+            f"user-mode Linux runs on x86-64 Linux, not on {platform.system()} {platform.machine()}"
+        )
+    if os.geteuid() != 0:
+        raise Unavailable("only root can make network namespaces, tap devices and a Debian root")
+    if not Path("/dev/net/tun").exists():
+        raise Unavailable("no /dev/net/tun, so no tap devices")
+    install_packages()
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        raise Unavailable(f"not installed: {', '.join(missing)}")
+    tried = subprocess.run(
+        ["unshare", "--net", "--pid", "--fork", "--mount-proc", "ip", "tuntap", "add", "try", "mode", "tap"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if tried.returncode != 0:
+        raise Unavailable(f"no namespaces or tap devices of our own: {tried.stderr.strip()}")
+
+
+def suite() -> str:
+    """The Debian release of the host where it is one, so that kernel and tools fit each other."""
+    try:
+        told = platform.freedesktop_os_release()
+    except OSError:
+        return DEFAULT_SUITE
+    return told.get("VERSION_CODENAME", DEFAULT_SUITE) if told.get("ID") == "debian" else DEFAULT_SUITE
+
+
+def _kernel_release() -> str:
+    return subprocess.run(
+        [KERNEL, "--version"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.strip()
+
+
+def _make(directory: Path, release: str) -> None:
+    """mmdebstrap, the kernel's modules, and the stub."""
+    command = [
+        "mmdebstrap",
+        "--quiet",
+        "--mode=root",
+        "--variant=minbase",
+        "--aptopt=Apt::Install-Recommends false",
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
+        f"--include={','.join(PACKAGES)}",
+        suite(),
+        str(directory),
+    ]
+    made = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=BUILD_LIMIT_S,
+        check=False,
+        umask=0o022,
+    )
+    if made.returncode != 0:
+        raise Unavailable(f"mmdebstrap could not make a root: {made.stdout[-2000:]}")
+    # usr/lib/modules: the root is merged, and lib is a link in it.
+    shutil.copytree(MODULES / release, directory / "usr/lib/modules" / release, symlinks=True)
+    subprocess.run(["chroot", str(directory), "depmod", release], check=True, timeout=60)
+    for name in ("repo", "host"):
+        (directory / name).mkdir(mode=0o755)
+    stub = directory / "sbin" / "guest-init"
+    stub.write_text(STUB, encoding="utf-8")
+    stub.chmod(0o755)
+
+
+def root() -> Path:
+    """The guest's root directory, made now if it is not there. Raises Unavailable."""
+    require_host()
+    release = _kernel_release()
+    made_from = "\n".join([suite(), release, STUB, *PACKAGES, *LEFT_OUT])
+    cache = cache_dir()
+    cache.mkdir(parents=True, exist_ok=True)
+    wanted = cache / f"root-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not wanted.is_dir():
+            for old in cache.glob("root-*"):
+                shutil.rmtree(old)
+            making = cache / f"root-{os.getpid()}.making"
+            try:
+                _make(making, release)
+                making.rename(wanted)
+            finally:
+                shutil.rmtree(making, ignore_errors=True)
+    return wanted

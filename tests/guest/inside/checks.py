@@ -1,0 +1,58 @@
+"""What a check is: a function of a part that raises when what it claims does not hold.
+
+A part is a module of this package. Its checks are the functions marked ``@check``, in the order of the
+file; each stands alone, so that any of them can be run by itself. Host and guest both import the parts: the
+host to learn the names, the guest to run them; so a part does nothing when it is imported.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Final
+
+PARTS: Final = ("login", "disks", "live", "paths", "own_daemon")
+"""Modules of this package that hold checks; one guest is booted for each."""
+DEFAULT_LIMIT_S: Final = 60
+
+
+class Failed(Exception):
+    """What the check claims does not hold; the text says how."""
+
+
+class Skipped(Exception):
+    """The check cannot be made here; the text says why."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check."""
+
+    name: str
+    covers: str
+    """The first paragraph of its docstring."""
+    limit_s: int
+    run: Callable[[], str | None]
+    """Returns a note for the report, or nothing."""
+
+
+def check(limit_s: int = DEFAULT_LIMIT_S) -> Callable[[Callable[[], str | None]], Callable[[], str | None]]:
+    """Mark a function as a check that must end within ``limit_s`` seconds."""
+
+    def mark(function: Callable[[], str | None]) -> Callable[[], str | None]:
+        first = (function.__doc__ or "").strip().partition("\n\n")[0]
+        made = Check(function.__name__, " ".join(first.split()), limit_s, function)
+        function.check = made  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def checks_of(part: ModuleType) -> list[Check]:
+    """The checks of a part, in the order of its file."""
+    return [value.check for value in vars(part).values() if hasattr(value, "check")]
+
+
+def require(held: object, what: str) -> None:
+    """Raise Failed unless ``held``."""
+    if not held:
+        raise Failed(what)
