@@ -1,0 +1,140 @@
+"""What the operator changes while sessions are open, and how initiators learn it: once each (SAM-5 §5.14)."""
+
+import pytest
+
+from tests import cdbs
+from tests.daemon import HOST, Daemon, free_ports
+from tests.functional.sessions import attention, capacity, log_in, read, write
+from tests.initiator import SocketInitiator
+
+MIB = 1 << 20
+CAPACITY_CHANGED, LUNS_CHANGED, INQUIRY_CHANGED = (0x2A, 0x09), (0x3F, 0x0E), (0x3F, 0x03)
+MODE_CHANGED, MEDIUM_CHANGED, POWER_ON = (0x2A, 0x01), (0x28, 0x00), (0x29, 0x00)
+NO_UNIT, NO_MEDIUM, PROTECTED = (0x25, 0x00), (0x3A, 0x00), (0x27, 0x00)
+
+
+def attentions(initiator: SocketInitiator, lun: int = 0) -> list[tuple[int, int]]:
+    """All that TEST UNIT READY has to tell until it is GOOD."""
+    found = []
+    while (told := attention(initiator, lun)) is not None:
+        found.append(told)
+        assert len(found) < 8, found
+    return found
+
+
+def luns(initiator: SocketInitiator) -> list[int]:
+    data = initiator.command(cdbs.report_luns(), read=65536).data
+    return [int.from_bytes(data[at : at + 2], "big") for at in range(8, len(data), 8)]
+
+
+def test_a_resized_extent_is_one_attention_and_no_logout(shared_daemon: Daemon) -> None:
+    """SBC-3 §4.7: CAPACITY DATA HAS CHANGED, to every session, with all that was there."""
+    disk = shared_daemon.create_disk("grows", "8MB")
+    path = f"services/iscsi/extent/{disk.extent_id}/"
+    with log_in(shared_daemon, disk.iqn, "one") as one, log_in(shared_daemon, disk.iqn, "two") as two:
+        assert write(one, 0, b"\xa5" * 4096).good
+        shared_daemon.expect(202, "PUT", path, {"iscsi_target_extent_filesize": "32MB"})
+        for initiator in (one, two):
+            assert attentions(initiator) == [CAPACITY_CHANGED]
+            assert capacity(initiator) == 32 * MIB
+            assert read(initiator, 0, 8) == b"\xa5" * 4096
+            assert write(initiator, 32 * MIB // 512 - 8, bytes(4096)).good
+            assert not initiator.asyncs
+        shared_daemon.expect(202, "PUT", path, {"iscsi_target_extent_filesize": "32MB"})
+        assert attentions(one) == []
+        reply = shared_daemon.api("PUT", path, {"iscsi_target_extent_filesize": "16MB"})
+        assert reply.status == 409, "in use, it does not shrink"
+        assert attentions(one) == []
+        assert capacity(one) == 32 * MIB
+
+
+def test_luns_come_and_go_with_one_attention_each(shared_daemon: Daemon) -> None:
+    """SPC-4 §6.33: REPORTED LUNS DATA HAS CHANGED, once per nexus however many units it sees (LUICLR)."""
+    disk = shared_daemon.create_disk("inventory", "1MB")
+    second = shared_daemon.create_disk("inventory-second", "1MB")
+    third = shared_daemon.create_disk("inventory-third", "2MB")
+
+    def show(extent: int, lun: int) -> int:
+        fields = {"iscsi_target": disk.target_id, "iscsi_extent": extent, "iscsi_lunid": lun}
+        return int(shared_daemon.create("targettoextent", **fields)["id"])
+
+    with log_in(shared_daemon, disk.iqn) as initiator:
+        shown = show(second.extent_id, 5)
+        assert attentions(initiator) == [LUNS_CHANGED]
+        assert luns(initiator) == [0, 5]
+        assert attentions(initiator, 5) == [POWER_ON]
+        show(third.extent_id, 300)
+        assert attentions(initiator, 5) == [LUNS_CHANGED]
+        assert attentions(initiator, 0) == []
+        assert luns(initiator)[:2] == [0, 5] and len(luns(initiator)) == 3
+        shared_daemon.delete("targettoextent", shown)
+        assert attentions(initiator) == [LUNS_CHANGED]
+        assert attention(initiator, 5) == NO_UNIT
+        assert not initiator.asyncs
+
+
+def test_a_medium_made_removable_can_be_ejected_until_it_is_not(shared_daemon: Daemon) -> None:
+    """INQUIRY DATA HAS CHANGED; and what was ejected is back when nobody could load it any more."""
+    disk = shared_daemon.create_disk("removable", "1MB")
+    path = f"services/iscsi/extent/{disk.extent_id}/"
+    eject = cdbs.start_stop_unit(start=False, load_eject=True)
+    with log_in(shared_daemon, disk.iqn) as initiator:
+        assert initiator.command(eject).sense_key == 5
+        shared_daemon.expect(202, "PUT", path, {"iscsi_target_extent_removable": True})
+        assert attentions(initiator) == [INQUIRY_CHANGED]
+        assert initiator.command(cdbs.inquiry(), read=255).data[1] == 0x80
+        assert initiator.command(cdbs.prevent_allow(1)).good
+        assert initiator.command(eject).additional_sense == (0x53, 0x02)
+        assert initiator.command(cdbs.prevent_allow(0)).good
+        assert initiator.command(eject).good
+        assert attention(initiator) == NO_MEDIUM
+        shared_daemon.expect(202, "PUT", path, {"iscsi_target_extent_removable": False})
+        assert attentions(initiator) == [MEDIUM_CHANGED, INQUIRY_CHANGED]
+        assert capacity(initiator) == MIB
+
+
+def test_an_extent_made_read_only_refuses_the_next_write(shared_daemon: Daemon) -> None:
+    disk = shared_daemon.create_disk("protected", "1MB")
+    path = f"services/iscsi/extent/{disk.extent_id}/"
+    with log_in(shared_daemon, disk.iqn) as initiator:
+        shared_daemon.expect(202, "PUT", path, {"iscsi_target_extent_ro": True})
+        assert attentions(initiator) == [MODE_CHANGED]
+        reply = write(initiator, 0, bytes(512))
+        assert (reply.sense_key, reply.additional_sense) == (7, PROTECTED)
+        data = cdbs.unmap_parameters([(0, 8)])
+        assert initiator.command(cdbs.unmap(len(data)), data).additional_sense == PROTECTED
+        assert initiator.command(cdbs.inquiry(0xB2), read=255).data[5] & 0xE0 == 0xE0, "thin as before"
+        shared_daemon.expect(202, "PUT", path, {"iscsi_target_extent_ro": False})
+        assert attentions(initiator) == [MODE_CHANGED]
+        assert write(initiator, 0, bytes(512)).good
+
+
+@pytest.fixture
+def second_portal(shared_daemon: Daemon) -> int:
+    """The id of a portal group of its own, which is its tag."""
+    (port,) = free_ports(1)
+    return int(shared_daemon.create("portal", iscsi_target_portal_ips=[f"{HOST}:{port}"])["id"])
+
+
+def test_report_target_port_groups_names_every_portal_group_of_the_target(
+    shared_daemon: Daemon, second_portal: int
+) -> None:
+    """SPC-4 §6.37; as soon as the target is granted through another."""
+    disk = shared_daemon.create_disk("paths", "1MB")
+
+    def ports(initiator: SocketInitiator) -> list[int]:
+        data = initiator.command(cdbs.report_target_port_groups(), read=1024).data
+        return [int.from_bytes(data[at + 2 : at + 4], "big") for at in range(12, len(data), 4)]
+
+    with log_in(shared_daemon, disk.iqn) as initiator:
+        assert ports(initiator) == [1]
+        group = shared_daemon.create(
+            "targetgroup",
+            iscsi_target=disk.target_id,
+            iscsi_target_portalgroup=second_portal,
+            iscsi_target_initiatorgroup=1,
+            iscsi_target_authtype="None",
+        )
+        assert ports(initiator) == [1, second_portal]
+        shared_daemon.delete("targetgroup", group["id"])
+        assert ports(initiator) == [1]
