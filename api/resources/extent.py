@@ -40,7 +40,7 @@ INHERITED = tuple(
     for name in rules(Extent)
     if name not in ("id", "name", "path", "naa", "serial", "serial_given", "allocate")
 )
-"""What a clone has of its source unless told otherwise; not ``allocate``, as shared blocks are not its own."""
+"""What a clone has of its source unless told otherwise; not ``allocate``: shared blocks are not its own."""
 
 
 def device_path(word: str, given: str) -> str:
@@ -158,6 +158,7 @@ class ExtentResource(CollectionResource):
             draft.errors.pop(wires[attribute], None)
         if not draft.values.get("path"):
             draft.errors.setdefault(wires["path"], [REQUIRED])
+            draft.values["path"] = "/dev/null"  # for the trial run that looks for further errors
         made = 0
 
         def edit(config: Configuration) -> Configuration:

@@ -261,14 +261,13 @@ class TaskSet(ABC):
             while moved:
                 moved = False
                 for request in list(self._waiting):
-                    length = 0
-                    if throttle is not None:
-                        length = max(request.expected_in, request.expected_out)
-                        if length and _moves_data(request) and throttle.exhausted:
-                            continue
+                    # the cheap question first: hundreds may wait for their share
+                    share = _moved(request) if throttle is not None else -1
+                    if share >= 0 and throttle is not None and throttle.exhausted:
+                        continue
                     if request not in self._waiting or self._must_wait(request):
                         continue
-                    if throttle is not None and _moves_data(request) and not throttle.take(length):
+                    if share >= 0 and throttle is not None and not throttle.take(share):
                         continue
                     del self._waiting[request]
                     moved = True
@@ -319,7 +318,9 @@ class TaskSet(ABC):
         return requests
 
 
-def _moves_data(request: Request) -> bool:
-    """I/O limits concern it."""
+def _moved(request: Request) -> int:
+    """Bytes that a command moves between initiator and medium, as I/O limits count them; -1: it is none."""
     row = request.command
-    return row is not None and (row.reads or row.writes)
+    if row is None or not (row.reads or row.writes):
+        return -1
+    return request.expected_in if row.reads else request.expected_out

@@ -1,4 +1,4 @@
-"""Files that are cut off, vanish, come back, or grow under a LUN that is in use (issue: true sense, no death)."""
+"""Files that are cut off, vanish, come back, or grow under a LUN that is in use: true sense, no death."""
 
 import os
 from contextlib import suppress
