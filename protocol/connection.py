@@ -685,6 +685,10 @@ class Connection:
             self._forgotten.append(task.initiator_task_tag)
             for burst in task.transfer.bursts:
                 del self._bursts[burst.target_transfer_tag]
+            # A burst knows its task: without this the data of an aborted write, up to 16 MiB, would wait
+            # for the cycle collector, and a peer that aborts as fast as it writes would fill the memory.
+            task.transfer.bursts.clear()
+            task.transfer.unsolicited = None
 
     # -- commands out -------------------------------------------------------------------------
 
