@@ -33,6 +33,10 @@ __all__ = ["Early", "Session", "SessionTable"]
 
 _MASK = serial.MASK
 
+MAX_DISCOVERY_SESSIONS = 256
+"""They last as long as a SendTargets takes; who keeps them open, or opens them without end, must not take
+the TSIHs of those who have work to do."""
+
 MAX_TSIH = 0xFFFF
 """TSIH is 16 bits and 0 is reserved (RFC 7143 §11.12.6)."""
 
@@ -190,6 +194,7 @@ class SessionTable:
     def __init__(self, max_sessions: int = 16) -> None:
         self.max_sessions = max_sessions
         """Over all normal sessions; live-changeable (api-semantics §11)."""
+        self.max_discovery_sessions = MAX_DISCOVERY_SESSIONS
         self.sessions: dict[int, Session] = {}
         """By ``Session.id``."""
         self._by_tsih: dict[int, Session] = {}
@@ -205,6 +210,10 @@ class SessionTable:
     def normal_count(self) -> int:
         """Sessions that are not discovery sessions."""
         return len(self._by_port)
+
+    def discovery_count(self) -> int:
+        """Sessions that are."""
+        return len(self.sessions) - len(self._by_port)
 
     def admit(
         self, login: "LoginResult", connection: "Connection", cmd_sn: int, now: float
@@ -222,6 +231,11 @@ class SessionTable:
             return Refusal(
                 LoginStatus.OUT_OF_RESOURCES,
                 f"iscsi_maxsesh: {self.max_sessions} sessions exist already",
+            )
+        if grant.target is None and self.discovery_count() >= self.max_discovery_sessions:
+            return Refusal(
+                LoginStatus.OUT_OF_RESOURCES,
+                f"{self.max_discovery_sessions} discovery sessions exist already",
             )
         tsih = self._free_tsih()
         if not tsih:

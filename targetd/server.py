@@ -29,6 +29,7 @@ from protocol.task import Task
 from targetd.access import PortalAuthorizer, View
 from targetd.counters import SAMPLED, Counters
 from targetd.interface import LoginFailure
+from targetd.limits import Doorkeeper, Limits, Visitor
 from targetd.loop import Loop
 from targetd.model import split_address
 
@@ -101,17 +102,27 @@ class Channel:
         "reading",
         "server",
         "sock",
+        "visitor",
         "waiting",
         "writing",
     )
 
-    def __init__(self, server: "Server", sock: socket.socket, peer: str, local: str, portal_id: int) -> None:
+    def __init__(
+        self,
+        server: "Server",
+        sock: socket.socket,
+        peer: str,
+        local: str,
+        portal_id: int,
+        visitor: Visitor,
+    ) -> None:
         self.server = server
         self.sock = sock
         self.fd = sock.fileno()
         self.peer = peer
         self.local = local
         self.portal_id = portal_id
+        self.visitor = visitor
         self.failed = False
         """A refusal was told."""
         self.waiting: list[Buffer] = []
@@ -299,6 +310,7 @@ class Channel:
 
 def _logged_in(channel: Channel, event: LoggedIn) -> None:
     session = event.session
+    channel.server.doorkeeper.logged_in(channel.visitor)
     log.info(
         "%s: %s logged in to %s%s",
         channel,
@@ -342,12 +354,14 @@ class Server:
         view: Callable[[], View],
         note: Callable[[str, Any], None],
         on_tick: Callable[[float], None],
+        limits: Limits | None = None,
     ) -> None:
         """
         Args:
             view: what logins are judged by now.
             note: told of events worth telling others: (kind, what).
             on_tick: called once a second on the loop.
+            limits: how many may be connected; by what this process may have, if not given.
         """
         self.loop = loop
         self.view = view
@@ -358,6 +372,7 @@ class Server:
         """Address as configured → its socket and the id of its portal."""
         self.receive_buffer = memoryview(bytearray(TURN))
         self.counters = Counters()
+        self.doorkeeper = Doorkeeper(limits or Limits.here())
         self.unmeasured = SAMPLED
         """Wake-ups until one is measured."""
         self._on_tick = on_tick
@@ -388,14 +403,25 @@ class Server:
                 self.loop.remove_reader(listener.fileno())
                 self.loop.call_later(DESCRIPTOR_PAUSE_S, self._resume, listener, address)
                 return
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            timeout_s = self.view().configuration.globals.io_timeout_s
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * timeout_s)
-            portal_id = self.listeners[address][1]
-            self.counters.portal(portal_id).accepted += 1
-            self.channels.add(Channel(self, sock, _shown(peer), _shown(sock.getsockname()), portal_id))
+            visitor = self.doorkeeper.enter(str(peer[0]), self.loop.time())
+            if visitor is None:
+                sock.close()
+                continue
+            try:
+                self._welcome(sock, peer, self.listeners[address][1], visitor)
+            except OSError as error:
+                self.doorkeeper.leave(visitor)
+                sock.close()
+                log.error("%s cannot be served: %s", _shown(peer), error)
+
+    def _welcome(self, sock: socket.socket, peer: tuple[Any, ...], portal_id: int, visitor: Visitor) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        timeout_s = self.view().configuration.globals.io_timeout_s
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * timeout_s)
+        self.counters.portal(portal_id).accepted += 1
+        self.channels.add(Channel(self, sock, _shown(peer), _shown(sock.getsockname()), portal_id, visitor))
 
     def _resume(self, listener: socket.socket, address: str) -> None:
         if self.listeners.get(address, (None, 0))[0] is listener:
@@ -426,6 +452,7 @@ class Server:
     def gone(self, channel: Channel, reason: str) -> None:
         """A channel has closed."""
         self.channels.discard(channel)
+        self.doorkeeper.leave(channel.visitor)
         self.counters.dropped(channel.portal_id, channel.connection.closing or reason)
         session = channel.connection.session
         if session is None:

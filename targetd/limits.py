@@ -1,0 +1,147 @@
+"""What the network may take of this process, all in one place, and the doorkeeper that sees to it.
+
+A portal is open to everyone who can reach it, so what a peer costs before it has proven itself must be
+small, and what all of them cost together must leave the initiators that are at work alone. Who comes when
+a limit is reached is accepted and closed at once: an initiator sees that and tries again, where one left in
+the listen queue would wait for its own time limit. Nothing that is there is ever put out to make room.
+
+What a connection itself may hold is bounded where it is held: ``protocol.login.LoginLimits`` (bytes, keys,
+PDUs and seconds of a login), the framer (no data segment above what was declared), the command window
+(``Grant.queue_depth``), ``protocol.connection`` (immediate commands, text, early data), and
+``SessionTable.max_sessions`` and ``max_discovery_sessions``.
+"""
+
+import ipaddress
+import logging
+import resource
+from collections import Counter
+from dataclasses import dataclass
+
+__all__ = ["Doorkeeper", "Limits", "Visitor", "neighbourhood"]
+
+log = logging.getLogger("targetd.limits")
+
+LOG_EVERY_S = 5.0
+"""Refusals for one reason are told once in so long, with their number: a flood must not become one of log
+lines as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many connections there may be."""
+
+    connections: int = 4096
+    """In all. Ten times the largest iscsi_maxsesh in use with a few paths each; some 10 KiB apiece idle."""
+    connections_per_address: int = 1024
+    """An initiator host has one a path and target; a gateway or hypervisor with hundreds of LUNs has the
+    most, and stays below. Four addresses are needed to take all."""
+    half_open: int = 1024
+    """Logins under way, in all. One takes milliseconds and may keep 64 KiB of text at worst
+    (``LoginLimits.bytes``): 64 MiB. A crowd that starts at once after a power cut fits."""
+    half_open_per_address: int = 256
+    """Logins under way from one address: a host that starts logs in to all its targets at once."""
+    descriptors_kept: int = 128
+    """Descriptors that connections never take: media, the store, the API and its clients."""
+
+    def within(self, descriptors: int) -> "Limits":
+        """These limits, for a process that may have so many descriptors."""
+        room = max(descriptors - self.descriptors_kept, descriptors // 2, 1)
+        return Limits(
+            min(self.connections, room),
+            min(self.connections_per_address, room),
+            min(self.half_open, max(room // 2, 1)),
+            min(self.half_open_per_address, max(room // 4, 1)),
+            self.descriptors_kept,
+        )
+
+    @staticmethod
+    def here() -> "Limits":
+        """For this process, by its RLIMIT_NOFILE now."""
+        return Limits().within(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def neighbourhood(address: str) -> str:
+    """Whom an address counts for: itself, or the /64 it is in (RFC 4291 §2.5.4: one host has all of it)."""
+    if ":" not in address:
+        return address
+    network = ipaddress.IPv6Address(address.partition("%")[0]).packed[:8]
+    return f"{ipaddress.IPv6Address(network + bytes(8))}/64"
+
+
+class Visitor:
+    """One connection as the doorkeeper knows it."""
+
+    __slots__ = ("address", "half_open")
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.half_open = True
+
+
+class Doorkeeper:
+    """Counts who is there, and says who may not come in."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.connections = 0
+        self.half_open = 0
+        self.refused: Counter[str] = Counter()
+        """Reason → how many were refused for it since the start."""
+        self._by_address: Counter[str] = Counter()
+        self._half_open_by_address: Counter[str] = Counter()
+        self._told: dict[str, tuple[float, int]] = {}
+        """Reason → when it was told last, and ``refused`` then."""
+
+    def enter(self, address: str, now: float) -> Visitor | None:
+        """A peer is at the door; None: it is to be closed at once."""
+        address = neighbourhood(address)
+        reason = self._objection(address)
+        if reason:
+            self._refuse(reason, address, now)
+            return None
+        self.connections += 1
+        self.half_open += 1
+        self._by_address[address] += 1
+        self._half_open_by_address[address] += 1
+        return Visitor(address)
+
+    def _objection(self, address: str) -> str:
+        limits = self.limits
+        if self.connections >= limits.connections:
+            return f"{limits.connections} connections are open"
+        if self._by_address[address] >= limits.connections_per_address:
+            return f"{limits.connections_per_address} connections of one address are open"
+        if self.half_open >= limits.half_open:
+            return f"{limits.half_open} logins are under way"
+        if self._half_open_by_address[address] >= limits.half_open_per_address:
+            return f"{limits.half_open_per_address} logins of one address are under way"
+        return ""
+
+    def _refuse(self, reason: str, address: str, now: float) -> None:
+        self._forget_nobody(address)
+        self.refused[reason] += 1
+        at, count = self._told.get(reason, (-LOG_EVERY_S, 0))
+        if now - at >= LOG_EVERY_S:
+            self._told[reason] = (now, self.refused[reason])
+            more = self.refused[reason] - count - 1
+            log.warning("%s is not let in: %s%s", address, reason, f" ({more} before it)" if more else "")
+
+    def logged_in(self, visitor: Visitor) -> None:
+        """Its login is over, well."""
+        if visitor.half_open:
+            visitor.half_open = False
+            self.half_open -= 1
+            self._half_open_by_address[visitor.address] -= 1
+
+    def leave(self, visitor: Visitor) -> None:
+        """It is gone. Once."""
+        self.logged_in(visitor)
+        self.connections -= 1
+        self._by_address[visitor.address] -= 1
+        self._forget_nobody(visitor.address)
+
+    def _forget_nobody(self, address: str) -> None:
+        """An address without connections costs no memory: there are 2^128 of them."""
+        for counts in (self._by_address, self._half_open_by_address):
+            if not counts[address]:
+                del counts[address]
