@@ -53,7 +53,6 @@ FOREIGN: dict[str, tuple[str, ...]] = {
     "aiosqlite": ("targetd.store",),
     "sqlite3": ("targetd.store",),
     "typer": ("targetd.__main__", "targetd.ctl"),
-    "prometheus_client": ("api",),
     "pyroute2": ("targetd",),
     "prometheus_client": ("api.metrics",),
 }

@@ -1,7 +1,7 @@
 """What was acknowledged as durable is durable: kill -9 in the middle of verified writes, and cut power.
 
-The judge is a ``Ledger``: for each block the versions that the medium may hold. A write adds one as soon as it
-is sent, a flush that was answered GOOD (and FUA, and WCE=0) takes away all older than what had been
+The judge is a ``Ledger``: for each block the versions that the medium may hold. A write adds one as soon as
+it is sent, a flush that was answered GOOD (and FUA, and WCE=0) takes away all older than what had been
 answered before it. After the end the file is read directly: each block must be one of its versions, whole.
 """
 

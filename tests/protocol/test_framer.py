@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from protocol.errors import ProtocolViolation
 
 from protocol.digest import digest
+from protocol.errors import ProtocolViolation
 from protocol.framer import LONG, Framer, padded
 
 MAX_DATA = 3 * LONG
