@@ -54,7 +54,7 @@ sleep 60
 LEFT_OUT: Final = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """No guest can run here; the text says why."""
 
 
@@ -72,19 +72,19 @@ def install_packages() -> None:
 
 
 def require_host() -> None:
-    """Raise Unavailable unless a guest can run on this machine."""
+    """Raise UnavailableError unless a guest can run on this machine."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
-        raise Unavailable(
+        raise UnavailableError(
             f"user-mode Linux runs on x86-64 Linux, not on {platform.system()} {platform.machine()}"
         )
     if os.geteuid() != 0:
-        raise Unavailable("only root can make network namespaces, tap devices and a Debian root")
+        raise UnavailableError("only root can make network namespaces, tap devices and a Debian root")
     if not Path("/dev/net/tun").exists():
-        raise Unavailable("no /dev/net/tun, so no tap devices")
+        raise UnavailableError("no /dev/net/tun, so no tap devices")
     install_packages()
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
-        raise Unavailable(f"not installed: {', '.join(missing)}")
+        raise UnavailableError(f"not installed: {', '.join(missing)}")
     tried = subprocess.run(
         ["unshare", "--net", "--pid", "--fork", "--mount-proc", "ip", "tuntap", "add", "try", "mode", "tap"],
         capture_output=True,
@@ -93,7 +93,7 @@ def require_host() -> None:
         check=False,
     )
     if tried.returncode != 0:
-        raise Unavailable(f"no namespaces or tap devices of our own: {tried.stderr.strip()}")
+        raise UnavailableError(f"no namespaces or tap devices of our own: {tried.stderr.strip()}")
 
 
 def suite() -> str:
@@ -136,7 +136,7 @@ def _make(directory: Path, release: str) -> None:
         umask=0o022,
     )
     if made.returncode != 0:
-        raise Unavailable(f"mmdebstrap could not make a root: {made.stdout[-2000:]}")
+        raise UnavailableError(f"mmdebstrap could not make a root: {made.stdout[-2000:]}")
     # usr/lib/modules: the root is merged, and lib is a link in it.
     shutil.copytree(MODULES / release, directory / "usr/lib/modules" / release, symlinks=True)
     subprocess.run(["chroot", str(directory), "depmod", release], check=True, timeout=60)
@@ -148,7 +148,7 @@ def _make(directory: Path, release: str) -> None:
 
 
 def root() -> Path:
-    """The guest's root directory, made now if it is not there. Raises Unavailable."""
+    """The guest's root directory, made now if it is not there. Raises UnavailableError."""
     require_host()
     release = _kernel_release()
     made_from = "\n".join([suite(), release, STUB, *PACKAGES, *LEFT_OUT])

@@ -21,9 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from tests.guest import image
 from tests.guest.machine import Machine
-from tests.guest.subjects import SUBJECTS, Ours, Tgt, Unsupported
+from tests.guest.subjects import SUBJECTS, Ours, Tgt, UnsupportedError
 from tests.guest.wires import CONTROL, CONTROL_PORT, SAN, WIRES
 
 ENDED_CLEANLY: Final = "target_ended_cleanly"
@@ -82,10 +81,10 @@ class Stage:
 
     def find(self, call: str) -> Callable[..., Any]:
         if call.startswith("_"):
-            raise Unsupported(f"no request {call}")
+            raise UnsupportedError(f"no request {call}")
         found = getattr(self, call, None) or getattr(self.subject, call, None)
         if found is None:
-            raise Unsupported(f"{self.subject.name} cannot {call}")
+            raise UnsupportedError(f"{self.subject.name} cannot {call}")
         return found  # type: ignore[no-any-return]
 
 
@@ -98,7 +97,7 @@ def serve(stage: Stage) -> socketserver.ThreadingTCPServer:
             answer: dict[str, Any]
             try:
                 answer = {"result": stage.find(request["call"])(**request["arguments"])}
-            except Unsupported as cannot:
+            except UnsupportedError as cannot:
                 answer = {"unsupported": str(cannot)}
             except Exception as error:
                 answer = {"failed": f"{error or type(error).__name__}\n{traceback.format_exc(limit=-3)}"}
@@ -115,13 +114,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part")
     parser.add_argument("--directory", type=Path, required=True, help="for state, extents and logs")
+    parser.add_argument("--root", type=Path, required=True, help="of the guest")
     parser.add_argument("--checks", required=True, help="names, separated by commas")
     parser.add_argument("--subject", choices=sorted(SUBJECTS), default="ours")
     given = parser.parse_args()
     make_wires()
     subject = SUBJECTS[given.subject](given.directory)
     stage = Stage(given.part, [name for name in given.checks.split(",") if name], subject)
-    machine = Machine(image.root(), given.directory / "console.log")
+    machine = Machine(given.root, given.directory / "console.log")
     try:
         subject.start()
         serve(stage)

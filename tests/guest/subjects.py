@@ -1,10 +1,9 @@
 """The target under test, as the stage drives it: ours, or on demand Debian's tgtd for comparison.
 
 The methods are what a check in the guest may ask for by name (``inside/host.py``); arguments and answers
-are JSON. A subject that cannot do a thing at all raises ``Unsupported``, and the check counts as skipped.
+are JSON. A subject that cannot do a thing at all raises ``UnsupportedError``: the check counts as skipped.
 """
 
-import os
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,7 @@ TGTD_LIMIT_S: Final = 30
 SIZE_UNITS: Final = {"MB": 1 << 20, "GB": 1 << 30}
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """This subject has no such thing."""
 
 
@@ -152,7 +151,7 @@ class Ours:
 
     def allocated(self, path: str) -> int:
         """Bytes that the backing file takes on its file system."""
-        return os.stat(path).st_blocks * 512
+        return Path(path).stat().st_blocks * 512
 
     def restart(self) -> None:
         self.daemon.restart()
@@ -178,8 +177,8 @@ class Ours:
     def log_lines(self) -> int:
         return len(self.daemon.lines)
 
-    def wait_for_line(self, parts: list[str], since: int) -> str:
-        return self.daemon.wait_for_line(*parts, since=since)
+    def wait_for_line(self, parts: list[str], since: int, limit_s: float) -> str:
+        return self.daemon.wait_for_line(*parts, since=since, limit_s=limit_s)
 
     def python(self) -> dict[str, str]:
         """For the daemon inside the guest: the interpreter it runs on here, and where the sources are."""
@@ -195,7 +194,7 @@ class Tgt:
 
     def __init__(self, directory: Path) -> None:
         if shutil.which("tgtd") is None:
-            raise Unsupported("tgtd is not installed")
+            raise UnsupportedError("tgtd is not installed")
         self.directory = directory
         self.commands: list[list[str]] = []
         """What made the present configuration, for tgtd keeps none over a restart."""
@@ -252,9 +251,9 @@ class Tgt:
         extent: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         if extent:
-            raise Unsupported("tgtd has no extents")
+            raise UnsupportedError("tgtd has no extents")
         if method == "CHAP Mutual" and credentials is None:
-            raise Unsupported("tgtd has no such method")
+            raise UnsupportedError("tgtd has no such method")
         self.targets += 1
         tid = self.targets
         iqn = f"iqn.2003-01.org.example.tgt:{name}"
@@ -276,7 +275,7 @@ class Tgt:
         self, name: str, target_id: int, lun: int, size: str, extent: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         if extent:
-            raise Unsupported("tgtd has no extents")
+            raise UnsupportedError("tgtd has no extents")
         path = self.directory / f"{name}-{lun}.img"
         with path.open("wb") as file:
             file.truncate(bytes_of(size))
@@ -298,7 +297,7 @@ class Tgt:
                 self.accounts.setdefault(tag, []).append((name, outgoing))
 
     def allocated(self, path: str) -> int:
-        return os.stat(path).st_blocks * 512
+        return Path(path).stat().st_blocks * 512
 
     def restart(self) -> None:
         self.abandon()

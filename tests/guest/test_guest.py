@@ -45,7 +45,7 @@ class Report:
 class PartRun:
     """A stage at work, and what it has said so far."""
 
-    def __init__(self, part: str, checks: list[str], directory: Path) -> None:
+    def __init__(self, part: str, checks: list[str], root: Path, directory: Path) -> None:
         self.directory = directory
         self.reports: dict[str, Report] = {}
         self.ended = False
@@ -55,7 +55,7 @@ class PartRun:
             [
                 *COMMAND,
                 *(sys.executable, "-m", "tests.guest.stage", part),
-                *("--directory", str(directory), "--checks", ",".join(checks)),
+                *("--root", str(root), "--directory", str(directory), "--checks", ",".join(checks)),
                 *("--subject", os.environ.get("GUEST_SUBJECT") or "ours"),
             ],
             cwd=image.ROOT,
@@ -114,7 +114,7 @@ def guest_root() -> Path:
     """The root, made if need be. Where no guest can run: skipped, but never in CI."""
     try:
         return image.root()
-    except image.Unavailable as why:
+    except image.UnavailableError as why:
         if os.environ.get("CI"):
             pytest.fail(f"a guest must run in CI: {why}")
         pytest.skip(str(why))
@@ -123,15 +123,16 @@ def guest_root() -> Path:
 class Guests:
     """One guest at a time: asking for a part's starts it and ends the one before."""
 
-    def __init__(self, items: list[pytest.Item], temporary: pytest.TempPathFactory) -> None:
+    def __init__(self, items: list[pytest.Item], root: Path, temporary: pytest.TempPathFactory) -> None:
         self._items = items
+        self._root = root
         self._temporary = temporary
         self._runs: dict[str, PartRun] = {}
 
     def of(self, part: str) -> PartRun:
         if part not in self._runs:
             self.finish()
-            self._runs[part] = PartRun(part, self._selected(part), self._temporary.mktemp(part))
+            self._runs[part] = PartRun(part, self._selected(part), self._root, self._temporary.mktemp(part))
         return self._runs[part]
 
     def _selected(self, part: str) -> list[str]:
@@ -149,7 +150,7 @@ class Guests:
 def guests(
     request: pytest.FixtureRequest, guest_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Guests]:
-    started = Guests(request.session.items, tmp_path_factory)
+    started = Guests(request.session.items, guest_root, tmp_path_factory)
     yield started
     started.finish()
 

@@ -14,18 +14,18 @@ from pathlib import Path
 from types import FrameType, ModuleType
 
 from tests.guest.inside import host, iscsi
-from tests.guest.inside.checks import Check, Failed, Skipped, checks_of
+from tests.guest.inside.checks import Check, CheckFailedError, CheckSkippedError, checks_of
 
 KERNEL_BUGS = ("BUG:", "Oops", "WARNING:", "hung task", "soft lockup", "blocked for more than")
 SETTLE_LIMIT_S = 120
 
 
-class OverLimit(Exception):
+class OverLimitError(Exception):
     """The check took longer than it may."""
 
 
 def _alarm(_signal: int, _frame: FrameType | None) -> None:
-    raise OverLimit
+    raise OverLimitError
 
 
 def kernel_log() -> list[str]:
@@ -53,11 +53,11 @@ def outcome_of(check: Check) -> tuple[str, str]:
     try:
         note = check.run() or ""
         outcome = "ok"
-    except Skipped as skipped:
+    except CheckSkippedError as skipped:
         return "skip", str(skipped)
-    except OverLimit:
+    except OverLimitError:
         outcome, note = "fail", f"no end within {check.limit_s} s\n{traceback.format_exc(limit=-6)}"
-    except Failed as failed:
+    except CheckFailedError as failed:
         frame = traceback.extract_tb(failed.__traceback__)
         at = next((one for one in frame if one.name == check.name), frame[-1])
         outcome, note = "fail", f"{Path(at.filename).name}:{at.lineno}: {failed}"
@@ -79,7 +79,7 @@ def clear() -> str:
     signal.alarm(SETTLE_LIMIT_S)
     try:
         return iscsi.clear()
-    except OverLimit:
+    except OverLimitError:
         return f"clearing took more than {SETTLE_LIMIT_S} s"
     except Exception:
         return traceback.format_exc()

@@ -15,11 +15,11 @@ PARTS: Final = ("login", "disks", "live", "paths", "own_daemon")
 DEFAULT_LIMIT_S: Final = 60
 
 
-class Failed(Exception):
+class CheckFailedError(Exception):
     """What the check claims does not hold; the text says how."""
 
 
-class Skipped(Exception):
+class CheckSkippedError(Exception):
     """The check cannot be made here; the text says why."""
 
 
@@ -53,6 +53,6 @@ def checks_of(part: ModuleType) -> list[Check]:
 
 
 def require(held: object, what: str) -> None:
-    """Raise Failed unless ``held``."""
+    """Raise CheckFailedError unless ``held``."""
     if not held:
-        raise Failed(what)
+        raise CheckFailedError(what)

@@ -26,6 +26,11 @@ WRITE_EXCLUSIVE, EXCLUSIVE_REGISTRANTS = "1", "6"
 """Reservation types: Write Exclusive; Exclusive Access, Registrants Only (SPC-4 §6.14.3.4)."""
 
 
+TOKEN = slice(38, 550)
+"""Where RECEIVE ROD TOKEN INFORMATION has the token when there is no sense data (SPC-4 §6.28)."""
+READ_10_OF_ONE_BLOCK = ["28", "00", "00", "00", "00", "00", "00", "00", "01", "00"]
+
+
 # -- file systems -------------------------------------------------------------------------------
 
 
@@ -217,7 +222,7 @@ def sg_write_same_and_sg_unmap() -> None:
             "--num=128",
             device,
         )
-        run("sg_unmap", "--lba=384", "--num=128", device)
+        run("sg_unmap", "--force", "--lba=384", "--num=128", device)
         run("blockdev", "--flushbufs", device)
         run("cmp", f"--bytes={512 * 512}", device, "/dev/zero")
         said = run("sg_get_lba_status", "--lba=256", device)
@@ -255,7 +260,7 @@ def conflicts(device: str, *, write: bool) -> bool:
             "sg_write_same", "--16", "--in=/dev/zero", "--xferlen=512", "--lba=0", "--num=1", device
         )
     else:
-        ran = attempt("sg_dd", f"if={device}", "of=/dev/null", "bs=512", "count=1", "blk_sgio=1")
+        ran = attempt("sg_raw", "--request=512", device, *READ_10_OF_ONE_BLOCK)
     if ran.status == 0:
         return False
     require(
@@ -405,7 +410,7 @@ def copy_pair() -> Iterator[tuple[str, str]]:
 
 @check()
 def sg_xcopy_copies_between_luns() -> None:
-    """EXTENDED COPY (LID1) from one LUN to another by `sg_xcopy`; RECEIVE COPY RESULTS by `sg_copy_results`."""
+    """EXTENDED COPY (LID1) between two LUNs by `sg_xcopy`; RECEIVE COPY RESULTS."""
     with copy_pair() as (source, sink):
         run("sg_copy_results", "--params", source)
         run("sg_xcopy", f"if={source}", f"of={sink}", "bs=512", f"count={8 * MIB // 512}", limit_s=60)
@@ -427,10 +432,30 @@ def ddpt_copies_by_xcopy() -> None:
 
 
 @check()
-def ddpt_copies_by_token() -> None:
-    """ODX: POPULATE TOKEN and WRITE USING TOKEN by `ddpt --odx`."""
+def odx_copies_by_token() -> None:
+    """ODX: POPULATE TOKEN, RECEIVE ROD TOKEN INFORMATION and WRITE USING TOKEN by `sg_raw`.
+
+    Not by ``ddpt --odx``: ddpt 0.97 of Debian sends ranges of blocks that its own arguments do not name.
+    """
+    blocks = 8 * MIB // 512
+    ranges = bytes(8) + blocks.to_bytes(4, "big") + bytes(4)
+    parameters, answer = Path("/tmp/parameters"), Path("/tmp/answer")
+
+    def send(service_action: int, content: bytes, device: str) -> None:
+        parameters.write_bytes((len(content) - 2).to_bytes(2, "big") + content[2:])
+        cdb = (
+            bytes([0x83, service_action, 0, 0, 0, 0, 0, 0, 0, 1]) + len(content).to_bytes(4, "big") + bytes(2)
+        )
+        words = [f"{byte:02x}" for byte in cdb]
+        run("sg_raw", f"--send={len(content)}", f"--infile={parameters}", device, *words)
+
     with copy_pair() as (source, sink):
-        run("ddpt", "--odx", f"if={source}", f"of={sink}", "bs=512", f"count={8 * MIB // 512}")
+        send(0x10, bytes(14) + len(ranges).to_bytes(2, "big") + ranges, source)
+        cdb = ["84", "07", "00", "00", "00", "01", "00", "00", "00", "00", "00", "00", "04", "00", "00", "00"]
+        run("sg_raw", "--request=1024", "--binary", f"--outfile={answer}", source, *cdb)
+        received = answer.read_bytes()
+        require(len(received) >= TOKEN.stop, f"{len(received)} bytes of ROD token information")
+        send(0x11, bytes(16) + received[TOKEN] + bytes(6) + len(ranges).to_bytes(2, "big") + ranges, sink)
 
 
 @check()
@@ -450,7 +475,9 @@ def disks_of_every_block_size() -> None:
 @check()
 def read_only_extent_refuses_writes() -> None:
     """The kernel sees WP; a write fails, a read does not."""
-    made = make_disk("16MB", extent={"iscsi_target_extent_ro": True})
+    made = make_disk("16MB")
+    extent = f"services/iscsi/extent/{made['luns'][0]['extent_id']}/"
+    host.ask("api", method="PUT", path=extent, body={"iscsi_target_extent_ro": True})
     with logged_in(made["iqn"]) as node:
         device = node.disk()
         require(run("blockdev", "--getro", device).strip() == "1", "not read-only")

@@ -7,7 +7,7 @@ import json
 import socket
 from typing import Any
 
-from tests.guest.inside.checks import Failed, Skipped
+from tests.guest.inside.checks import CheckFailedError, CheckSkippedError
 from tests.guest.wires import CONTROL, CONTROL_PORT
 
 REQUEST_LIMIT_S = 90.0
@@ -15,14 +15,15 @@ _address = (CONTROL.address, CONTROL_PORT)
 
 
 def ask(call: str, **arguments: Any) -> Any:
-    """The stage's answer. Failed with its words if it could not; Skipped if its subject never can."""
+    """The stage's answer. CheckFailedError with its words if it could not; CheckSkippedError if it
+    never can."""
     with socket.create_connection(_address, timeout=REQUEST_LIMIT_S) as connection:
         connection.sendall(json.dumps({"call": call, "arguments": arguments}).encode() + b"\n")
         with connection.makefile("rb") as answers:
             line = answers.readline()
     answer = json.loads(line) if line else {"failed": f"the stage broke off at {call}"}
     if "unsupported" in answer:
-        raise Skipped(answer["unsupported"])
+        raise CheckSkippedError(answer["unsupported"])
     if "failed" in answer:
-        raise Failed(f"host side, {call}: {answer['failed']}")
+        raise CheckFailedError(f"host side, {call}: {answer['failed']}")
     return answer.get("result")

@@ -1,6 +1,5 @@
 """open-iscsi as an admin uses it: node records, logins, and the block devices that come of them."""
 
-import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -10,13 +9,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.guest.inside import host
-from tests.guest.inside.checks import Failed
+from tests.guest.inside.checks import CheckFailedError
 from tests.guest.inside.shell import Ran, attempt, run, until
 from tests.guest.wires import PORTALS
 
 ALICE: Final = "iqn.2003-01.org.example:alice"
 BOB: Final = "iqn.2003-01.org.example:bob"
-"""Two initiator names; Alice is the default one, Bob has an interface record of his own."""
+"""Two initiator names, each with an interface record; Alice's is also the one of discovery."""
 
 first_lun = 0
 """The LUN of a target's first disk; the stage tells, for not every subject begins at 0."""
@@ -55,10 +54,8 @@ def digests(header: bool, data: bool) -> dict[str, str]:
 
 def _interface(initiator: str) -> str:
     """The name of an interface record that logs in as ``initiator``, made if it is not there."""
-    if initiator == ALICE:
-        return "default"
     name = initiator.rpartition(":")[2]
-    if attempt("iscsiadm", "-m", "iface", "-I", name).status != 0:
+    if not Path(f"/etc/iscsi/ifaces/{name}").exists():
         run("iscsiadm", "-m", "iface", "-I", name, "-o", "new")
         for key, value in {"iface.initiatorname": initiator, "iface.transport_name": "tcp"}.items():
             run("iscsiadm", "-m", "iface", "-I", name, "-o", "update", "-n", key, "-v", value)
@@ -76,7 +73,9 @@ class Node:
 
     def _iscsiadm(self, *more: object, limit_s: float = 60) -> Ran:
         return attempt(
-            *("iscsiadm", "-m", "node", "-T", self.iqn, "-p", self.portal, "-I", _interface(self.initiator)),
+            # With the portal group's tag, or records of several interfaces do not live side by side.
+            *("iscsiadm", "-m", "node", "-T", self.iqn, "-p", f"{self.portal},1"),
+            *("-I", _interface(self.initiator)),
             *more,
             limit_s=limit_s,
         )
@@ -84,7 +83,7 @@ class Node:
     def _must(self, *more: object, limit_s: float = 60) -> str:
         ran = self._iscsiadm(*more, limit_s=limit_s)
         if ran.status != 0:
-            raise Failed(str(ran))
+            raise CheckFailedError(str(ran))
         return ran.output
 
     def record(self) -> "Node":
@@ -231,6 +230,6 @@ def clear() -> str:
         attempt("iscsiadm", "-m", "session", "-u", limit_s=60)
     if any(Path("/etc/iscsi/nodes").glob("*")):
         attempt("iscsiadm", "-m", "node", "-o", "delete")
-    for name in os.listdir("/mnt"):
-        os.rmdir(f"/mnt/{name}")
+    for path in Path("/mnt").iterdir():
+        path.rmdir()
     return ", ".join(left)

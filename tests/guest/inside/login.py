@@ -294,7 +294,6 @@ def sg_modes_decodes_every_page() -> None:
             said = run("sg_modes", "--all", f"--control={control}", device)
             require("Caching" in said and "Control" in said, said)
         run("sg_modes", "--six", "--all", device)
-        return None
 
 
 @check()

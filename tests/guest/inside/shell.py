@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tests.guest.inside.checks import Failed
+from tests.guest.inside.checks import CheckFailedError
 
 T = TypeVar("T")
 COMMAND_LIMIT_S = 60.0
@@ -31,12 +31,12 @@ class Ran:
     def refused(self, *parts: str) -> str:
         """The output of a command that must have failed, saying every one of ``parts``."""
         if self.status == 0 or any(part not in self.output for part in parts):
-            raise Failed(f"meant to be refused with {parts}: {self}")
+            raise CheckFailedError(f"meant to be refused with {parts}: {self}")
         return self.output
 
 
 def attempt(*argv: object, limit_s: float = COMMAND_LIMIT_S, stdin: bytes = b"") -> Ran:
-    """Run to the end, whatever the end. Failed if it has not come after ``limit_s``."""
+    """Run to the end, whatever the end. CheckFailedError if it has not come after ``limit_s``."""
     words = [str(word) for word in argv]
     command = " ".join(words)
     try:
@@ -50,7 +50,7 @@ def attempt(*argv: object, limit_s: float = COMMAND_LIMIT_S, stdin: bytes = b"")
         )
     except subprocess.TimeoutExpired as late:
         shown = (late.output or b"").decode("utf-8", "replace")[-TEXT_LIMIT:]
-        raise Failed(f"{command}: no end within {limit_s} s\n{shown}") from None
+        raise CheckFailedError(f"{command}: no end within {limit_s} s\n{shown}") from None
     return Ran(command, done.returncode, done.stdout.decode("utf-8", "replace"))
 
 
@@ -58,12 +58,12 @@ def run(*argv: object, limit_s: float = COMMAND_LIMIT_S, stdin: bytes = b"") -> 
     """The output of a command that must succeed."""
     ran = attempt(*argv, limit_s=limit_s, stdin=stdin)
     if ran.status != 0:
-        raise Failed(str(ran))
+        raise CheckFailedError(str(ran))
     return ran.output
 
 
 def until(what: str, found: Callable[[], T | None], limit_s: float = 20.0) -> T:
-    """The first result that is not None, False or empty; Failed, naming ``what``, if none comes in time.
+    """The first result that is not None, False or empty; CheckFailedError, naming ``what``, if none comes.
 
     For what the kernel or its daemons do in their own time and give no notice of.
     """
@@ -73,7 +73,7 @@ def until(what: str, found: Callable[[], T | None], limit_s: float = 20.0) -> T:
         if result:
             return result
         if time.monotonic() > deadline:
-            raise Failed(f"not within {limit_s} s: {what}")
+            raise CheckFailedError(f"not within {limit_s} s: {what}")
         time.sleep(0.05)
 
 
@@ -98,13 +98,15 @@ class Background:
         return self.process.poll() is None
 
     def ended(self, limit_s: float = COMMAND_LIMIT_S) -> str:
-        """Its output; Failed unless it ends well within ``limit_s``."""
+        """Its output; CheckFailedError unless it ends well within ``limit_s``."""
         try:
             output = self.process.communicate(timeout=limit_s)[0].decode("utf-8", "replace")
         except subprocess.TimeoutExpired:
             self.process.kill()
             output = self.process.communicate()[0].decode("utf-8", "replace")
-            raise Failed(f"{self.command}: no end within {limit_s} s\n{output[-TEXT_LIMIT:]}") from None
+            raise CheckFailedError(
+                f"{self.command}: no end within {limit_s} s\n{output[-TEXT_LIMIT:]}"
+            ) from None
         if self.process.returncode != 0:
-            raise Failed(str(Ran(self.command, self.process.returncode, output)))
+            raise CheckFailedError(str(Ran(self.command, self.process.returncode, output)))
         return output
