@@ -28,7 +28,7 @@ from targetd import logs, notify
 from targetd.demo import offer_demo
 from targetd.loop import Loop
 from targetd.model import ConfigError, fresh
-from targetd.options import Address, Options, version
+from targetd.options import Address, Options, UsageError, parse, version
 from targetd.pools import Pools
 from targetd.runtime import Runtime
 from targetd.store import Store, StoreError
@@ -97,9 +97,9 @@ async def _serve(options: Options, loop: Loop) -> None:
         except ConfigError as error:
             raise StartError("; ".join(problem.message for problem in error.problems)) from None
         await users.load()
+        again = asyncio.Event()
+        loop.add_signal_handler(signal.SIGHUP, _read_again, again)
         if tls is not None:
-            again = asyncio.Event()
-            loop.add_signal_handler(signal.SIGHUP, again.set)
             watcher = loop.create_task(tls.watch(again))
         url = await _start_api(api, options.api, tls.context if tls else None)
         if options.demo:
@@ -121,6 +121,19 @@ async def _serve(options: Options, loop: Loop) -> None:
         await api.cleanup()
         await store.close()
     log.info("stopped")
+
+
+def _read_again(certificate: asyncio.Event) -> None:
+    """SIGHUP: the log level as options and configuration file have it now, and the certificate."""
+    certificate.set()
+    try:
+        options = parse(sys.argv[1:], os.environ).options
+    except UsageError as error:
+        log.error("the log level stays as it was: %s", error)
+        return
+    if options is not None:
+        logs.set_up(options.log_level, options.log_format)
+        log.info("SIGHUP: log level %s", options.log_level)
 
 
 def _make_directories(state: Path, roots: tuple[Path, ...]) -> None:
