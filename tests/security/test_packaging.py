@@ -1,0 +1,41 @@
+"""What is shipped beside the code says what the code does."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from targetd.options import DECLARED
+from tests.daemon import ROOT
+
+PACKAGING = ROOT / "packaging"
+
+
+def test_man_page_has_every_option() -> None:
+    page = (PACKAGING / "iscsi-targetd.8").read_text(encoding="utf-8").replace("\\-", "-")
+    assert [declared.name for declared in DECLARED if f"--{declared.name}" not in page] == []
+
+
+@pytest.mark.parametrize("page", ["iscsi-targetd.8", "iscsi-targetctl.8"])
+def test_man_page_is_well_formed(page: str) -> None:
+    groff = shutil.which("groff")
+    if groff is None:
+        pytest.skip("groff is not installed")
+    done = subprocess.run(
+        [groff, "-man", "-ww", "-Tascii", str(PACKAGING / page)], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+
+
+def test_unit_is_one_that_systemd_understands(tmp_path: Path) -> None:
+    systemd = shutil.which("systemd-analyze")
+    if systemd is None:
+        pytest.skip("systemd-analyze is not installed")
+    text = (PACKAGING / "iscsi-targetd.service").read_text(encoding="utf-8")
+    unit = tmp_path / "iscsi-targetd.service"
+    unit.write_text(text.replace("/usr/bin/iscsi-targetd", "/bin/true").replace("man:iscsi-targetd(8)", ""))
+    done = subprocess.run(
+        [systemd, "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
+    )
+    assert [line for line in done.stderr.splitlines() if "iscsi-targetd.service" in line] == []
