@@ -5,7 +5,7 @@ import hmac
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-__all__ = ["ALGORITHMS", "CHALLENGE_LENGTH", "MAX_BINARY", "choose_algorithm", "response", "verify"]
+__all__ = ["ALGORITHMS", "CHALLENGE_LENGTH", "choose_algorithm", "response", "verify"]
 
 ALGORITHMS: Mapping[int, Callable[[bytes], Any]] = {
     5: hashlib.md5,
@@ -17,9 +17,6 @@ ALGORITHMS: Mapping[int, Callable[[bytes], Any]] = {
 
 CHALLENGE_LENGTH: Mapping[int, int] = {5: 16, 6: 20, 7: 32, 8: 32}
 """Bytes of our challenge: the length of the hash (RFC 7143 §12.1.3). Longer ones break initiators."""
-
-MAX_BINARY = 1024
-"""Bytes of CHAP_C and CHAP_R (RFC 7143 §12.1.3)."""
 
 
 def choose_algorithm(offered: Sequence[int], allowed: Collection[int]) -> int | None:

@@ -57,7 +57,16 @@ from protocol.errors import ProtocolViolation
 from protocol.events import LoggedIn, LoggedOut, LoginRefused
 from protocol.fastpath import scsi_command_handler
 from protocol.framer import Framer, Handler
-from protocol.login import LoginLimits, LoginMachine, LoginReply, LoginResult
+from protocol.limits import (
+    MAX_EARLY_HEADERS,
+    MAX_IMMEDIATE_TASKS,
+    MAX_LOGIN_DATA,
+    MAX_TEXT_QUEUED,
+    PING_PATIENCE,
+    REMEMBERED_TAGS,
+    LoginLimits,
+)
+from protocol.login import LoginMachine, LoginReply, LoginResult
 from protocol.management import execute
 from protocol.negotiation import ConnectionKeys
 from protocol.scsi.request import Buffer, Outcome
@@ -71,27 +80,6 @@ __all__ = ["Connection", "Phase"]
 _MASK = serial.MASK
 _PAD = (b"", b"\0\0\0", b"\0\0", b"\0")
 _NO_LUN = bytes(8)
-
-MAX_IMMEDIATE_TASKS = 64
-"""Immediate commands are outside the window (RFC 7143 §4.2.2.1), so they need a bound of their own; more
-are rejected with Immediate Command Reject. Initiators use a handful."""
-
-MAX_LOGIN_DATA = 8192
-"""MaxRecvDataSegmentLength before it is negotiated (RFC 7143 §13.12)."""
-
-MAX_TEXT_QUEUED = 1 << 20
-"""Bytes of text answers in one ``data_to_send``. A request of 64 bytes can ask for the names of thousands
-of targets, and one turn brings thousands of requests."""
-
-MAX_EARLY_HEADERS = 64 * 1024
-"""Bytes of Data-Out headers kept for a command that waits for its turn, beside FirstBurstLength of data."""
-
-PING_PATIENCE = 4
-"""Ping intervals that a peer may take to answer. A host that is gone shows much sooner, as its kernel stops
-acknowledging (the owner sets TCP_USER_TIMEOUT); this is for an initiator that has other things to do."""
-
-REMEMBERED_TAGS = 64
-"""Aborted tasks whose Data-Out may still be on the way, so that it is dropped without a Reject."""
 
 _FLAG_READ = 0x40
 _FLAG_WRITE = 0x20

@@ -21,6 +21,7 @@ from struct import Struct
 from protocol.digest import DIGEST_LENGTH, digest, matches
 from protocol.enums import RejectReason
 from protocol.errors import ProtocolViolation
+from protocol.limits import MAX_AHS_WORDS
 from protocol.wire import BHS_LENGTH
 
 __all__ = ["EMPTY", "Framer", "Handler", "padded"]
@@ -36,9 +37,6 @@ PREFIX = Struct("!B3xI")
 LONG = 16384
 """Bytes still to come of a data segment, from which it gets a place of its own. Below this the copy out
 of the stash (1.5 µs at 16 KiB) costs less than the extra receive call."""
-
-MAX_AHS_WORDS = 66
-"""One extended CDB of 260 bytes and one bidirectional length (RFC 7143 §11.2.2) need no more."""
 
 
 def padded(length: int) -> int:

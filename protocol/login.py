@@ -22,6 +22,7 @@ from protocol.access import Authorizer, Credential, Grant, Refusal, SessionDirec
 from protocol.bhs import LoginRequest
 from protocol.enums import AuthMethod, LoginStage, LoginStatus
 from protocol.errors import ProtocolViolation
+from protocol.limits import MAX_CHAP_BINARY, MAX_LOGIN_DATA, MAX_NAME, LoginLimits
 from protocol.negotiation import (
     KEYS,
     SECURITY_KEYS,
@@ -32,14 +33,10 @@ from protocol.negotiation import (
 )
 from protocol.textkeys import TextError, build, encode_binary, parse, read_binary, read_number
 
-__all__ = ["LoginLimits", "LoginMachine", "LoginReply", "LoginResult"]
+__all__ = ["LoginMachine", "LoginReply", "LoginResult"]
 
 VERSION = 0
 """The only version there is (RFC 7143 §11.12.4)."""
-MAX_DATA = 8192
-"""Bytes of a Login PDU's data segment (RFC 7143 §13.12: the default holds during login)."""
-MAX_NAME = 223
-"""Bytes of an iSCSI name (RFC 7143 §4.2.7.1)."""
 
 _TRANSIT = 0x80
 _CONTINUE = 0x40
@@ -55,19 +52,6 @@ _IDENTITY = frozenset(("InitiatorName", "InitiatorAlias", "TargetName", "Session
 """Who and what; some initiators say it again in the next stage, which is harmless if it is the same."""
 _NEVER = TARGET_KEYS | {"SendTargets"}
 """Keys that no Login Request may carry."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoginLimits:
-    """What a peer that has proven nothing may cost. Ordinary logins take 2 to 6 PDUs and 1 KiB."""
-
-    seconds: float = 15.0
-    """From connect to full feature phase; enforced by the connection's owner."""
-    pdus: int = 64
-    bytes: int = 65536
-    """Of text over all PDUs; the longest sensible login, with 1 KiB CHAP values, has 5 KiB."""
-    keys: int = 128
-    """There are about 30."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +220,7 @@ class LoginMachine:
         """Say ``data``, piece by piece if it is longer than one PDU (RFC 7143 §6.2, C bit). With the last
         piece the stage ends, if the request at hand asks for that (§11.13.3)."""
         stage = request.flags & 0x0C
-        piece, self._unsent = data[:MAX_DATA], data[MAX_DATA:]
+        piece, self._unsent = data[:MAX_LOGIN_DATA], data[MAX_LOGIN_DATA:]
         reply = LoginReply(flags=stage, tsih=request.tsih, data=piece)
         if self._unsent:
             reply.flags |= _CONTINUE
@@ -457,7 +441,7 @@ class LoginMachine:
             raise _unproven("CHAP_I and CHAP_C come together")
         try:
             identifier = read_number(identifier_text)
-            challenge = read_binary(challenge_text, chap.MAX_BINARY)
+            challenge = read_binary(challenge_text, MAX_CHAP_BINARY)
         except TextError as error:
             raise _unproven(f"CHAP_I or CHAP_C: {error}") from None
         if identifier > 255:

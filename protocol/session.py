@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from protocol import serial
 from protocol.access import Grant, Refusal
 from protocol.enums import LoginStatus
+from protocol.limits import MAX_DISCOVERY_SESSIONS, MAX_TSIH
 from protocol.scsi.request import Nexus
 
 if TYPE_CHECKING:
@@ -32,13 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["Early", "Session", "SessionTable"]
 
 _MASK = serial.MASK
-
-MAX_DISCOVERY_SESSIONS = 256
-"""They last as long as a SendTargets takes; who keeps them open, or opens them without end, must not take
-the TSIHs of those who have work to do."""
-
-MAX_TSIH = 0xFFFF
-"""TSIH is 16 bits and 0 is reserved (RFC 7143 §11.12.6)."""
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from protocol.access import Authorizer
 from protocol.bhs import FINAL, TextRequest
 from protocol.enums import RESERVED_TAG, RejectReason
 from protocol.errors import ProtocolViolation
+from protocol.limits import MAX_TEXT
 from protocol.negotiation import KEYS, LOGIN_KEYS, OBSOLETE, RESPONSES, ConnectionKeys
 from protocol.textkeys import TextError, build, parse, read_number
 
@@ -23,9 +24,6 @@ __all__ = ["TextExchange", "TextReply"]
 
 _CONTINUE = 0x40
 _NAME = re.compile(r"(?:iqn|eui|naa)\.\S+", re.IGNORECASE)
-
-MAX_TEXT = 65536
-"""Bytes of one request's text over all its PDUs. There is nothing to ask that takes more than a line."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,9 @@ import base64
 import re
 from collections.abc import Iterable
 
-__all__ = ["TextError", "build", "encode_binary", "parse", "read_binary", "read_number"]
+from protocol.limits import MAX_KEY, MAX_LONG_VALUE, MAX_VALUE
 
-MAX_KEY = 63
-"""Bytes of a key name (RFC 7143 §6.1)."""
-MAX_VALUE = 255
-"""Bytes of a text value, unless a key says otherwise (RFC 7143 §6.1)."""
-MAX_LONG_VALUE = 8192
-"""Bytes of values that may be long, as binary ones. No login data segment is longer."""
+__all__ = ["TextError", "build", "encode_binary", "parse", "read_binary", "read_number"]
 
 LONG_KEYS = frozenset(("CHAP_C", "CHAP_R", "CHAP_N", "SendTargets", "TargetAddress"))
 

@@ -1,14 +1,11 @@
-"""What the network may take of this process, all in one place, and the doorkeeper that sees to it.
+"""How many connections this process takes, and the doorkeeper that sees to it.
 
 A portal is open to everyone who can reach it, so what a peer costs before it has proven itself must be
 small, and what all of them cost together must leave the initiators that are at work alone. Who comes when
 a limit is reached is accepted and closed at once: an initiator sees that and tries again, where one left in
 the listen queue would wait for its own time limit. Nothing that is there is ever put out to make room.
 
-What a connection itself may hold is bounded where it is held: ``protocol.login.LoginLimits`` (bytes, keys,
-PDUs and seconds of a login), the framer (no data segment above what was declared), the command window
-(``Grant.queue_depth``), ``protocol.connection`` (immediate commands, text, early data), and
-``SessionTable.max_sessions`` and ``max_discovery_sessions``.
+What a connection or a session itself may hold is in ``protocol.limits``, all of it.
 """
 
 import ipaddress

@@ -19,6 +19,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "protocol.enums": (),
     "protocol.wire": (),
     "protocol.digest": (),
+    "protocol.limits": (),
     "protocol.serial": (),
     "protocol.bhs": ("protocol.enums", "protocol.wire"),
     "protocol.scsi": ("protocol.scsi", "protocol.enums", "protocol.wire", "storage.base"),

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protocol import bhs
-from protocol.connection import MAX_IMMEDIATE_TASKS, PING_PATIENCE, Phase
+from protocol.connection import Phase
 from protocol.enums import RESERVED_TAG, AsyncEvent, RejectReason
+from protocol.limits import MAX_IMMEDIATE_TASKS, PING_PATIENCE
 from tests import cdbs
 from tests.initiator import Initiator, MemoryPeer, Rejected, SessionState
 from tests.protocol.target import TARGET, Endpoint, MemoryTarget, connection_of

@@ -14,7 +14,8 @@ from protocol import bhs
 from protocol.access import Credential, Grant, Offer, Refusal
 from protocol.enums import AuthMethod, LoginStage, LoginStatus
 from protocol.events import LoginRefused
-from protocol.login import LoginLimits, LoginMachine, LoginReply, LoginResult
+from protocol.limits import LoginLimits
+from protocol.login import LoginMachine, LoginReply, LoginResult
 from tests.initiator import INITIATOR_NAME, LoginFailed, MemoryPeer, chap_response, encode_binary, encode_text
 from tests.protocol.target import TARGET, Endpoint, MemoryTarget, connection_of
 

@@ -16,7 +16,7 @@ import pytest
 
 from protocol import bhs
 from protocol.enums import LoginStatus
-from protocol.login import LoginLimits
+from protocol.limits import LoginLimits
 from targetd.limits import LOG_EVERY_S, Doorkeeper, Limits, neighbourhood
 from tests.daemon import HOST, Daemon
 from tests.initiator import LoginFailed, MemoryPeer, SocketInitiator

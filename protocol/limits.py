@@ -1,0 +1,107 @@
+"""What the protocol lets a peer have, all in one place, each with its reason. Numbers only.
+
+A number here is ours. What an operator sets, or both sides negotiate, bounds the rest:
+
+    sessions in all                  ``SessionTable.max_sessions``, from iscsi_maxsesh
+    connections of a session         MaxConnections (§13.2), from iscsi_maxconnect
+    outstanding commands             the command window, ``Grant.queue_depth``, and MAX_IMMEDIATE_TASKS
+    a data segment                   the MaxRecvDataSegmentLength that we declared (§13.12); before it came
+                                     into force, MAX_LOGIN_DATA. More is never received, let alone kept
+    unsolicited data of a command    FirstBurstLength (§13.14), checked at each PDU; of a session, that for
+                                     every command of its window
+    solicited data                   MaxBurstLength (§13.13) an R2T, as many R2Ts as MaxOutstandingR2T
+
+How many connections the process takes at all, before it knows from whom, is ``targetd.limits``.
+"""
+
+from dataclasses import dataclass
+
+__all__ = [
+    "MAX_AHS_WORDS",
+    "MAX_CHAP_BINARY",
+    "MAX_DISCOVERY_SESSIONS",
+    "MAX_EARLY_HEADERS",
+    "MAX_IMMEDIATE_TASKS",
+    "MAX_KEY",
+    "MAX_LOGIN_DATA",
+    "MAX_LONG_VALUE",
+    "MAX_NAME",
+    "MAX_TEXT",
+    "MAX_TEXT_QUEUED",
+    "MAX_TSIH",
+    "MAX_VALUE",
+    "PING_PATIENCE",
+    "REMEMBERED_TAGS",
+    "LoginLimits",
+]
+
+# -- Before login --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LoginLimits:
+    """What a peer that has proven nothing may cost. Ordinary logins take 2 to 6 PDUs and 1 KiB."""
+
+    seconds: float = 15.0
+    """From connect to full feature phase; enforced by the connection's owner."""
+    pdus: int = 64
+    bytes: int = 65536
+    """Of text over all PDUs; the longest sensible login, with 1 KiB CHAP values, has 5 KiB."""
+    keys: int = 128
+    """There are about 30."""
+
+
+MAX_LOGIN_DATA = 8192
+"""Bytes of a data segment of either side before MaxRecvDataSegmentLength is in force (RFC 7143 §13.12)."""
+
+MAX_CHAP_BINARY = 1024
+"""Bytes of CHAP_C and CHAP_R (RFC 7143 §12.1.3)."""
+
+# -- Text ----------------------------------------------------------------------------------------------
+
+MAX_NAME = 223
+"""Bytes of an iSCSI name (RFC 7143 §4.2.7.1)."""
+
+MAX_KEY = 63
+"""Bytes of a key name (RFC 7143 §6.1)."""
+
+MAX_VALUE = 255
+"""Bytes of a text value, unless a key says otherwise (RFC 7143 §6.1)."""
+
+MAX_LONG_VALUE = 8192
+"""Bytes of values that may be long, as binary ones. No login data segment is longer."""
+
+MAX_TEXT = 65536
+"""Bytes of one Text Request's text over all its PDUs. There is nothing to ask that takes more than a line."""
+
+MAX_TEXT_QUEUED = 1 << 20
+"""Bytes of text answers in one ``data_to_send``. A request of 64 bytes can ask for the names of thousands
+of targets, and one turn brings thousands of requests."""
+
+# -- PDUs and tasks ------------------------------------------------------------------------------------
+
+MAX_AHS_WORDS = 66
+"""One extended CDB of 260 bytes and one bidirectional length (RFC 7143 §11.2.2) need no more."""
+
+MAX_IMMEDIATE_TASKS = 64
+"""Immediate commands are outside the window (RFC 7143 §4.2.2.1), so they need a bound of their own; more
+are rejected with Immediate Command Reject. Initiators use a handful."""
+
+MAX_EARLY_HEADERS = 64 * 1024
+"""Bytes of Data-Out headers kept for a command that waits for its turn, beside FirstBurstLength of data."""
+
+REMEMBERED_TAGS = 64
+"""Aborted tasks whose Data-Out may still be on the way, so that it is dropped without a Reject."""
+
+# -- Sessions ------------------------------------------------------------------------------------------
+
+PING_PATIENCE = 4
+"""Ping intervals that a peer may take to answer. A host that is gone shows much sooner, as its kernel stops
+acknowledging (the owner sets TCP_USER_TIMEOUT); this is for an initiator that has other things to do."""
+
+MAX_DISCOVERY_SESSIONS = 256
+"""They last as long as a SendTargets takes; who keeps them open, or opens them without end, must not take
+the TSIHs of those who have work to do."""
+
+MAX_TSIH = 0xFFFF
+"""TSIH is 16 bits and 0 is reserved (RFC 7143 §11.12.6)."""
