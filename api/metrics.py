@@ -246,7 +246,7 @@ class MetricsResource:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """GET of all."""
-        statistics = self._engine.statistics()
+        statistics = await self._engine.statistics()
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         body = await asyncio.to_thread(self._write, encode, statistics)
         return web.Response(body=body, headers={"Content-Type": content_type})

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from protocol.access import Credential, Grant, Offer, Refusal, TargetRecord
 from protocol.enums import AuthMethod, LoginStatus
-from protocol.scsi.device import Target as ScsiTarget
 from targetd.model import (
     AuthChoice,
     Configuration,
@@ -41,8 +40,8 @@ class View:
     """What logins are judged by: swapped as a whole when the configuration changes."""
 
     configuration: Configuration
-    targets: Mapping[str, tuple[Target, ScsiTarget]]
-    """Full name → the target's configuration and its live SCSI side."""
+    targets: Mapping[str, tuple[Target, object]]
+    """Full name → the target's configuration and the owner's handle of it (``Grant.target``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ class PortalAuthorizer:
         view = self._view()
         config = view.configuration
         if target_name is None:
-            wanted: Iterable[tuple[str, tuple[Target, ScsiTarget]]] = view.targets.items()
+            wanted: Iterable[tuple[str, tuple[Target, object]]] = view.targets.items()
         else:
             found = view.targets.get(target_name.lower())
             wanted = [(target_name.lower(), found)] if found else []

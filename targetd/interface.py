@@ -4,7 +4,7 @@ Plain data in and out, so that targets can be spread over worker processes witho
 or ``protocol/``.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ __all__ = [
     "Explanation",
     "Latency",
     "LoginFailure",
+    "LunStatus",
     "PortalStatistics",
     "ServiceState",
     "SessionStatistics",
@@ -272,6 +273,19 @@ class VisibleLun:
 
 
 @dataclass(frozen=True, slots=True)
+class LunStatus:
+    """A logical unit as the logical unit controller shows it."""
+
+    path: str
+    size_bytes: int
+    read_only: bool = False
+    removable: bool = False
+    present: bool = True
+    locked: bool = False
+    """An initiator prevents removal."""
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """What would come of a login to one target through one portal."""
 
@@ -331,19 +345,19 @@ class Engine(Protocol):
     def look_again(self, path: str = "") -> Awaitable[None]:
         """Look at a medium again, or with no path at all: initiators learn if its size has changed."""
 
-    def extent_status(self, extent_id: int) -> str:
-        """``ok``, or what is wrong with its medium, in words."""
+    def extent_statuses(self, extent_ids: Collection[int]) -> Awaitable[Mapping[int, str]]:
+        """``ok`` for each, or what is wrong with its medium, in words."""
 
     def service_state(self) -> ServiceState:
         """Whether the iSCSI portals are wanted and listening."""
 
-    def sessions(self) -> list[SessionStatus]:
+    def sessions(self) -> Awaitable[list[SessionStatus]]:
         """All sessions, discovery ones too."""
 
     def drop(self, session_id: int, reason: str) -> Awaitable[bool]:
         """Ask the initiator to log out, then end the session; False: no such session."""
 
-    def statistics(self) -> Statistics:
+    def statistics(self) -> Awaitable[Statistics]:
         """Counters since start."""
 
     def login_failures(self) -> list[LoginFailure]:
@@ -351,7 +365,7 @@ class Engine(Protocol):
 
     def explain(
         self, initiator_name: str, address: str, target: str = "", portal_id: int | None = None
-    ) -> list[Explanation]:
+    ) -> Awaitable[list[Explanation]]:
         """May this initiator from this address log in, and what would it see?
 
         Args:

@@ -3,7 +3,8 @@
 A client sends lines, ``COMMAND arg…``; each is answered by any number of ``COMMAND data`` lines and then by
 ``OK COMMAND`` or ``ERR reason``. Rules:
 
-* What a line does comes from the table ``_COMMANDS``; what it acts upon is a ``Controller``. Nothing waits.
+* What a line does comes from the table ``_COMMANDS``; what it acts upon is a ``Controller``, whose units may
+  live elsewhere: it is waited for, nothing else is.
 * While a login is owed, every command but AUTH and QUIT is refused, known or not.
 * A client that cannot be understood (a line without end) or that keeps guessing is told so and closed.
 
@@ -12,15 +13,15 @@ does not exist and a wrong secret are the same answer after the same time.
 """
 
 import hmac
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from protocol import chap
 from protocol.access import Credential
-from targetd.interface import ConnectionStatus, SessionStatus
+from targetd.interface import ConnectionStatus, LunStatus, SessionStatus
 
-__all__ = ["Controller", "Conversation", "Lun", "Policy"]
+__all__ = ["Controller", "Conversation", "Policy"]
 
 VERSION = "0.5 (20150713)"
 """Of the protocol: that of istgt's last release, which clients may look at."""
@@ -32,19 +33,6 @@ MAX_FAILURES = 5
 MAX_CHALLENGE = 1024
 """Bytes, as in CHAP_C (RFC 7143 §12.1.3)."""
 MD5 = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Lun:
-    """One logical unit as the controller shows it."""
-
-    path: str
-    size_bytes: int
-    read_only: bool = False
-    removable: bool = False
-    present: bool = True
-    locked: bool = False
-    """An initiator prevents removal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +53,16 @@ class Controller(Protocol):
     def targets(self) -> Sequence[str]:
         """All target names."""
 
-    def luns(self, target: str) -> Mapping[int, Lun] | None:
+    def luns(self, target: str) -> Awaitable[Mapping[int, LunStatus] | None]:
         """The logical units of a target; None: there is no such target."""
 
-    def sessions(self) -> Sequence[SessionStatus]:
+    def sessions(self) -> Awaitable[Sequence[SessionStatus]]:
         """All sessions."""
 
-    def reset(self, target: str, lun: int) -> None:
+    def reset(self, target: str, lun: int) -> Awaitable[None]:
         """LOGICAL UNIT RESET of a unit that is there."""
 
-    def load(self, target: str, lun: int, loaded: bool) -> None:
+    def load(self, target: str, lun: int, loaded: bool) -> Awaitable[None]:
         """Load or eject the medium of a removable unit that is there."""
 
     def refresh(self) -> None:
@@ -177,15 +165,15 @@ class Conversation:
         self.closing = False
         """Close when everything is sent."""
 
-    def receive(self, data: bytes) -> bytes:
-        """Take what a client sent; answers of the lines that are whole now."""
+    async def receive(self, data: bytes) -> bytes:
+        """Take what a client sent; answers of the lines that are whole now. One call at a time."""
         self._buffer += data
         out: list[str] = []
         while not self.closing:
             line = self._next_line()
             if line is None:
                 break
-            out += self._answer(line)
+            out += await self._answer(line)
         return "".join(f"{text}\r\n" for text in out).encode("utf-8", "surrogateescape")
 
     def _next_line(self) -> str | None:
@@ -204,40 +192,38 @@ class Conversation:
         del buffer[: end + 1]
         return line.decode("utf-8", "surrogateescape")
 
-    def _answer(self, line: str) -> Iterator[str]:
+    async def _answer(self, line: str) -> Sequence[str]:
         if "\0" in line:
             self.closing = True
-            return iter(("ERR invalid parameters",))
+            return ("ERR invalid parameters",)
         try:
             words = split_words(line)
         except ValueError:
-            return iter(("ERR invalid parameters",))
+            return ("ERR invalid parameters",)
         if not words:
-            return iter(())
+            return ()
         name, *arguments = words
-        return self._carry_out(name.upper(), arguments)
+        return await self._carry_out(name.upper(), arguments)
 
-    def _carry_out(self, name: str, arguments: Sequence[str]) -> Iterator[str]:
+    async def _carry_out(self, name: str, arguments: Sequence[str]) -> Sequence[str]:
         command = _COMMANDS.get(name)
         try:
             if name not in _ALWAYS and not self._proven and self._owes_login():
                 raise _CommandError("auth required")
             if command is None:
                 raise _CommandError("unknown command")
-            lines = command(self, arguments)
+            lines = await command(self, arguments)
         except _CommandError as error:
-            yield f"ERR {error}"
-            return
-        yield from (f"{name} {line}" for line in lines)
-        if not isinstance(lines, _Unfinished):
-            yield f"OK {name}"
+            return (f"ERR {error}",)
+        over = () if isinstance(lines, _Unfinished) else (f"OK {name}",)
+        return (*(f"{name} {line}" for line in lines), *over)
 
     def _owes_login(self) -> bool:
         return self._controller.policy().method.startswith("CHAP")
 
     # -- AUTH ---------------------------------------------------------------------------------
 
-    def _auth(self, arguments: Sequence[str]) -> Sequence[str]:
+    async def _auth(self, arguments: Sequence[str]) -> Sequence[str]:
         policy = self._controller.policy()
         if policy.method == "None":
             raise _CommandError("auth not required")
@@ -295,75 +281,75 @@ class Conversation:
 
     # -- the commands -------------------------------------------------------------------------
 
-    def _noop(self, arguments: Sequence[str]) -> Sequence[str]:
+    async def _noop(self, arguments: Sequence[str]) -> Sequence[str]:
         return ()
 
-    def _quit(self, arguments: Sequence[str]) -> Sequence[str]:
+    async def _quit(self, arguments: Sequence[str]) -> Sequence[str]:
         self.closing = True
         return ()
 
-    def _version(self, arguments: Sequence[str]) -> Sequence[str]:
+    async def _version(self, arguments: Sequence[str]) -> Sequence[str]:
         return (VERSION,)
 
-    def _list(self, arguments: Sequence[str]) -> Sequence[str]:
+    async def _list(self, arguments: Sequence[str]) -> Sequence[str]:
         if not arguments:
             return tuple(self._controller.targets())
-        _, number, lun = self._unit(arguments)
+        _, number, lun = await self._unit(arguments)
         if not lun.removable:
             return (f"lun{number} storage {quoted(lun.path)} {lun.size_bytes}",)
         present, lock = "present" if lun.present else "absent", "lock" if lun.locked else "unlock"
         flags = "ro" if lun.read_only else "rw"
         return (f"lun{number} removable {present} {lock} - {flags} {quoted(lun.path)} {lun.size_bytes}",)
 
-    def _info(self, arguments: Sequence[str]) -> Sequence[str]:
+    async def _info(self, arguments: Sequence[str]) -> Sequence[str]:
         if len(arguments) > 1:
             raise _CommandError("invalid parameters")
         wanted = arguments[0].lower() if arguments else None
         lines = [
             _shown(session, connection)
-            for session in self._controller.sessions()
+            for session in await self._controller.sessions()
             if session.target_id is not None and wanted in (None, session.target_name)
             for connection in session.connections
         ]
         return lines or ("no login",)
 
-    def _reset(self, arguments: Sequence[str]) -> Sequence[str]:
-        target, number, _ = self._unit(arguments)
-        self._controller.reset(target, number)
+    async def _reset(self, arguments: Sequence[str]) -> Sequence[str]:
+        target, number, _ = await self._unit(arguments)
+        await self._controller.reset(target, number)
         return ()
 
-    def _load(self, arguments: Sequence[str]) -> Sequence[str]:
-        target, number, _ = self._medium(arguments)
-        self._controller.load(target, number, True)
+    async def _load(self, arguments: Sequence[str]) -> Sequence[str]:
+        target, number, _ = await self._medium(arguments)
+        await self._controller.load(target, number, True)
         return ()
 
-    def _unload(self, arguments: Sequence[str]) -> Sequence[str]:
-        target, number, lun = self._medium(arguments)
+    async def _unload(self, arguments: Sequence[str]) -> Sequence[str]:
+        target, number, lun = await self._medium(arguments)
         if lun.locked:
             raise _CommandError("unload")
-        self._controller.load(target, number, False)
+        await self._controller.load(target, number, False)
         return ()
 
-    def _change(self, arguments: Sequence[str]) -> Sequence[str]:
+    async def _change(self, arguments: Sequence[str]) -> Sequence[str]:
         """What file a unit has is the configuration's, so it is changed through the API."""
         if len(arguments) != 6:
             raise _CommandError("invalid parameters")
-        self._medium(arguments[:2])
+        await self._medium(arguments[:2])
         raise _CommandError("change")
 
-    def _refresh(self, arguments: Sequence[str]) -> Sequence[str]:
+    async def _refresh(self, arguments: Sequence[str]) -> Sequence[str]:
         """Changes of the configuration are in force when they are answered; media may have grown."""
         self._controller.refresh()
         return ()
 
-    def _unit(self, arguments: Sequence[str]) -> tuple[str, int, Lun]:
+    async def _unit(self, arguments: Sequence[str]) -> tuple[str, int, LunStatus]:
         """``"iqn" [lun]`` → target, LUN number and unit."""
         if not 1 <= len(arguments) <= 2:
             raise _CommandError("invalid parameters")
         number = arguments[1] if len(arguments) == 2 else "0"
         if not (number.isascii() and number.isdecimal() and len(number) < 8):
             raise _CommandError("invalid parameters")
-        luns = self._controller.luns(arguments[0].lower())
+        luns = await self._controller.luns(arguments[0].lower())
         if luns is None:
             raise _CommandError("no target")
         lun = luns.get(int(number))
@@ -371,8 +357,8 @@ class Conversation:
             raise _CommandError("no LUN")
         return arguments[0].lower(), int(number), lun
 
-    def _medium(self, arguments: Sequence[str]) -> tuple[str, int, Lun]:
-        found = self._unit(arguments)
+    async def _medium(self, arguments: Sequence[str]) -> tuple[str, int, LunStatus]:
+        found = await self._unit(arguments)
         if not found[2].removable:
             raise _CommandError("not removable")
         return found
@@ -384,7 +370,7 @@ class _Unfinished(tuple[str, ...]):
     __slots__ = ()
 
 
-_Command = Callable[[Conversation, Sequence[str]], Sequence[str]]
+_Command = Callable[[Conversation, Sequence[str]], Coroutine[Any, Any, Sequence[str]]]
 
 _COMMANDS: Mapping[str, _Command] = {
     "AUTH": Conversation._auth,

@@ -9,25 +9,20 @@ import asyncio
 import errno
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from protocol.management import forget_aborted
-from protocol.scsi.device import Reset
-from protocol.scsi.device import Target as ScsiTarget
-from targetd.access import View, credentials_of, in_networks
-from targetd.interface import SessionStatus
-from targetd.luc import Conversation, Lun, Policy
+from targetd.access import credentials_of, in_networks
+from targetd.interface import LunStatus, SessionStatus
+from targetd.luc import Conversation, Policy
 from targetd.model import (
     GLOBALS,
     AuthChoice,
     ConfigError,
     Configuration,
     GlobalConfiguration,
-    Target,
     full_name,
-    mappings_by_target,
 )
 from targetd.server import bind, bind_reason
 
@@ -47,21 +42,32 @@ class Engine(Protocol):
     """What of the runtime the controller needs."""
 
     @property
-    def view(self) -> View:
-        """The configuration in force and the live targets."""
+    def configuration(self) -> Configuration:
+        """What is in force now."""
 
-    def sessions(self) -> list[SessionStatus]:
+    def sessions(self) -> Awaitable[list[SessionStatus]]:
         """All sessions."""
 
-    def stirred(self) -> None:
-        """Connections may have something to send."""
+    def luns(self, target_name: str) -> Awaitable[Mapping[int, LunStatus] | None]:
+        """The logical units of a target; None: there is no such target."""
 
-    async def look_again(self, path: str = "") -> None:
+    def reset_lun(self, target_name: str, lun: int) -> Awaitable[None]:
+        """LOGICAL UNIT RESET, if the unit is there."""
+
+    def load_lun(self, target_name: str, lun: int, loaded: bool) -> Awaitable[None]:
+        """Load or eject the medium, if the unit is there."""
+
+    def look_again(self, path: str = "") -> Awaitable[None]:
         """Look at all media again."""
 
 
-_LOOKING: set[asyncio.Future[None]] = set()
-"""What is under way is held by somebody."""
+_UNDER_WAY: set[asyncio.Future[None]] = set()
+"""Held by somebody."""
+
+
+def _keep(work: asyncio.Future[None]) -> None:
+    _UNDER_WAY.add(work)
+    work.add_done_callback(_UNDER_WAY.discard)
 
 
 def controller_address(config: Configuration) -> tuple[str, int] | None:
@@ -93,59 +99,31 @@ class _Control:
         self._peer = peer
 
     def policy(self) -> Policy:
-        config = self._engine.view.configuration
+        config = self._engine.configuration
         rules = _rules(config.globals)
         return Policy(rules.method, credentials_of(config, rules.method, rules.group))
 
     def targets(self) -> Sequence[str]:
-        config = self._engine.view.configuration
+        config = self._engine.configuration
         targets = sorted(config.targets.values(), key=lambda target: target.id)
         return [full_name(config.globals, target) for target in targets]
 
-    def _find(self, name: str) -> tuple[Target, ScsiTarget] | None:
-        return self._engine.view.targets.get(name)
+    def luns(self, target: str) -> Awaitable[Mapping[int, LunStatus] | None]:
+        return self._engine.luns(target)
 
-    def luns(self, target: str) -> Mapping[int, Lun] | None:
-        found = self._find(target)
-        if found is None:
-            return None
-        config = self._engine.view.configuration
-        luns = {}
-        for mapping in mappings_by_target(config).get(found[0].id, ()):
-            extent = config.extents[mapping.extent_id]
-            unit = found[1].luns[mapping.lun]
-            luns[mapping.lun] = Lun(
-                path=extent.path,
-                size_bytes=unit.blocks * unit.block_size,
-                read_only=unit.read_only,
-                removable=unit.config.removable,
-                present=unit.medium_present,
-                locked=bool(unit.prevented_by),
-            )
-        return luns
-
-    def sessions(self) -> Sequence[SessionStatus]:
+    def sessions(self) -> Awaitable[list[SessionStatus]]:
         return self._engine.sessions()
 
-    def reset(self, target: str, lun: int) -> None:
-        found = self._find(target)
-        assert found is not None
+    def reset(self, target: str, lun: int) -> Awaitable[None]:
         log.warning("%s resets LUN %d of %s", self._peer, lun, target)
-        for request in found[1].luns[lun].reset(None, Reset.LOGICAL_UNIT):
-            forget_aborted(request)
-        self._engine.stirred()
+        return self._engine.reset_lun(target, lun)
 
-    def load(self, target: str, lun: int, loaded: bool) -> None:
-        found = self._find(target)
-        assert found is not None
+    def load(self, target: str, lun: int, loaded: bool) -> Awaitable[None]:
         log.info("%s %s LUN %d of %s", self._peer, "loads" if loaded else "ejects", lun, target)
-        found[1].luns[lun].load(loaded, None)
-        self._engine.stirred()
+        return self._engine.load_lun(target, lun, loaded)
 
     def refresh(self) -> None:
-        looking = asyncio.ensure_future(self._engine.look_again())
-        _LOOKING.add(looking)
-        looking.add_done_callback(_LOOKING.discard)
+        _keep(asyncio.ensure_future(self._engine.look_again()))
 
     def refused(self, reason: str) -> None:
         log.warning("login of %s to the logical unit controller refused: %s", self._peer, reason)
@@ -159,6 +137,7 @@ class _Client(asyncio.Protocol):
         self._conversation: Conversation | None = None
         self._transport: asyncio.Transport | None = None
         self._idle: asyncio.TimerHandle | None = None
+        self._answering = self._unread = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -182,19 +161,39 @@ class _Client(asyncio.Protocol):
         conversation, transport = self._conversation, self._transport
         if conversation is None or transport is None or transport.is_closing():
             return
-        transport.write(conversation.receive(data))
+        self._answering = True
+        self._read_or_rest()
+        _keep(asyncio.ensure_future(self._answer(conversation, transport, data)))
+
+    async def _answer(self, conversation: Conversation, transport: asyncio.Transport, data: bytes) -> None:
+        """Nothing more is read until this is answered."""
+        answer = await conversation.receive(data)
+        self._answering = False
+        if transport.is_closing():
+            return
+        transport.write(answer)
         if conversation.closing:
             transport.close()
-        self._rest()
+        else:
+            self._read_or_rest()
+            self._rest()
+
+    def _read_or_rest(self) -> None:
+        """Who asks without reading the answers, or before there is one, is not asked for more."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._answering or self._unread:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
 
     def pause_writing(self) -> None:
-        # Who asks without reading the answers is not asked for more.
-        if self._transport is not None:
-            self._transport.pause_reading()
+        self._unread = True
+        self._read_or_rest()
 
     def resume_writing(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+        self._unread = False
+        self._read_or_rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._idle is not None:
@@ -222,7 +221,7 @@ class ControllerServer:
         """Whether to speak to a client; it is then one of ours."""
         if self.address is None:
             return False
-        networks = _rules(self.engine.view.configuration.globals).networks
+        networks = _rules(self.engine.configuration.globals).networks
         if not in_networks(networks, peer):
             log.warning("%s may not speak to the logical unit controller: not in %s", peer, networks)
             return False

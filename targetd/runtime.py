@@ -19,7 +19,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import Any
 from protocol.connection import Connection
 from protocol.management import forget_aborted
 from protocol.scsi import sanitize
-from protocol.scsi.device import LogicalUnit, UnitConfig
+from protocol.scsi.device import LogicalUnit, Reset, UnitConfig
 from protocol.scsi.device import Target as ScsiTarget
 from protocol.scsi.request import Nexus
 from protocol.scsi.reservations import KEPT_AS as RESERVATIONS_KEPT_AS
@@ -46,6 +46,7 @@ from targetd.interface import (
     Explanation,
     Latency,
     LoginFailure,
+    LunStatus,
     ServiceState,
     SessionStatus,
     Statistics,
@@ -57,8 +58,7 @@ from targetd.loop import Loop
 from targetd.lucserver import ControllerServer
 from targetd.model import (
     WHOLE,
-    Change,
-    Collection,
+    Changes,
     ConfigError,
     Configuration,
     Extent,
@@ -69,6 +69,7 @@ from targetd.model import (
     mappings_by_extent,
     mappings_by_target,
     split_address,
+    targets_by_name,
     validate,
 )
 from targetd.patrol import Job, Patrol
@@ -203,15 +204,6 @@ class Runtime:
     def configuration(self) -> Configuration:
         return self._config
 
-    @property
-    def view(self) -> View:
-        """What logins are judged by now, with the live targets."""
-        return self._view
-
-    def stirred(self) -> None:
-        """Send what something else than its own peer has queued for a connection."""
-        self.server.flush_stirred()
-
     async def apply(
         self, edit: Edit, *, discard_files: frozenset[int] = frozenset(), clone_of: int | None = None
     ) -> Configuration:
@@ -257,7 +249,7 @@ class Runtime:
     def service_state(self) -> ServiceState:
         return ServiceState(self._config.service_enabled, bool(self.server.listeners))
 
-    def sessions(self) -> list[SessionStatus]:
+    async def sessions(self) -> list[SessionStatus]:
         now = self._loop.time()
         names = {id(live): target_id for target_id, live in self._targets.items()}
         return [_status(session, names, now) for session in self.server.sessions.sessions.values()]
@@ -269,7 +261,7 @@ class Runtime:
         await self._log_out([session], reason)
         return True
 
-    def statistics(self) -> Statistics:
+    async def statistics(self) -> Statistics:
         counters = self.server.counters
         places: dict[int, list[tuple[str, int]]] = {}
         for scsi in self._targets.values():
@@ -303,14 +295,13 @@ class Runtime:
             events_lost=self._events_lost,
         )
 
-    def extent_status(self, extent_id: int) -> str:
-        live = self._extents.get(extent_id)
-        return live.status if live is not None else "ok"
+    async def extent_statuses(self, extent_ids: Collection[int]) -> dict[int, str]:
+        return {id: self._extents[id].status if id in self._extents else "ok" for id in extent_ids}
 
     def login_failures(self) -> list[LoginFailure]:
         return list(reversed(self._failures))
 
-    def explain(
+    async def explain(
         self, initiator_name: str, address: str, target: str = "", portal_id: int | None = None
     ) -> list[Explanation]:
         config = self._config
@@ -327,7 +318,7 @@ class Runtime:
         """What the login itself would answer, asked of the very code that answers it."""
         local_host, local_port = split_address(portal.addresses[0]) if portal.addresses else (address, 0)
         authorizer = PortalAuthorizer(lambda: self._view, portal.id, address, local_host, local_port)
-        target, scsi = self._view.targets[name]
+        target, _ = self._view.targets[name]
         verdict = authorizer.judge(target, initiator_name)
         allowed, rule = verdict.group is not None, verdict.rule
         method = verdict.group.auth_method if verdict.group is not None else ""
@@ -349,13 +340,13 @@ class Runtime:
             reason=rule,
             authentication=method if allowed else "",
             discovered=bool(authorizer.send_targets(initiator_name, name)),
-            luns=tuple(self._visible(target.id, scsi)) if allowed else (),
+            luns=tuple(self._visible(target.id)) if allowed else (),
         )
 
-    def _visible(self, target_id: int, scsi: ScsiTarget) -> Iterator[VisibleLun]:
+    def _visible(self, target_id: int) -> Iterator[VisibleLun]:
         mappings = mappings_by_target(self._config).get(target_id, ())
         for mapping in sorted(mappings, key=lambda mapping: mapping.lun):
-            unit = scsi.luns[mapping.lun]
+            unit = self._targets[target_id].luns[mapping.lun]
             yield VisibleLun(
                 lun=mapping.lun,
                 extent_id=mapping.extent_id,
@@ -365,6 +356,45 @@ class Runtime:
                 read_only=unit.read_only,
                 ready=unit.medium_present,
             )
+
+    # -- what the logical unit controller asks for --------------------------------------------
+
+    async def luns(self, target_name: str) -> dict[int, LunStatus] | None:
+        """The logical units of a target; None: there is no such target."""
+        target = targets_by_name(self._config).get(target_name)
+        if target is None:
+            return None
+        found = {}
+        for mapping in mappings_by_target(self._config).get(target.id, ()):
+            unit = self._targets[target.id].luns[mapping.lun]
+            found[mapping.lun] = LunStatus(
+                path=self._config.extents[mapping.extent_id].path,
+                size_bytes=unit.blocks * unit.block_size,
+                read_only=unit.read_only,
+                removable=unit.config.removable,
+                present=unit.medium_present,
+                locked=bool(unit.prevented_by),
+            )
+        return found
+
+    async def reset_lun(self, target_name: str, lun: int) -> None:
+        """LOGICAL UNIT RESET, if the unit is there."""
+        unit = self._lun(target_name, lun)
+        if unit is not None:
+            for request in unit.reset(None, Reset.LOGICAL_UNIT):
+                forget_aborted(request)
+            self.server.flush_stirred()
+
+    async def load_lun(self, target_name: str, lun: int, loaded: bool) -> None:
+        """Load or eject the medium, if the unit is there."""
+        unit = self._lun(target_name, lun)
+        if unit is not None:
+            unit.load(loaded, None)
+            self.server.flush_stirred()
+
+    def _lun(self, target_name: str, lun: int) -> LogicalUnit | None:
+        target = targets_by_name(self._config).get(target_name)
+        return self._targets[target.id].luns.get(lun) if target is not None else None
 
     async def events(self) -> AsyncIterator[Event]:
         queue: asyncio.Queue[Event] = asyncio.Queue(MAX_WAITING_EVENTS)
@@ -422,9 +452,7 @@ class Runtime:
 
     # -- prepare: on a worker -----------------------------------------------------------------
 
-    def _prepare_extents(
-        self, old: Configuration, new: Configuration, changes: Mapping[Collection, Change]
-    ) -> _Prepared:
+    def _prepare_extents(self, old: Configuration, new: Configuration, changes: Changes) -> _Prepared:
         prepared = _Prepared()
         written = changes["extents"].written if "extents" in changes else {}
         try:
@@ -462,7 +490,7 @@ class Runtime:
         self,
         old: Configuration,
         new: Configuration,
-        changes: Mapping[Collection, Change],
+        changes: Changes,
         clone: Created | None,
     ) -> _Prepared:
         """``_prepare_extents`` on a worker, as long as there is hope. A clone that was made is undone too."""
@@ -487,7 +515,7 @@ class Runtime:
             prepared.made.append(clone.file)
         return prepared
 
-    async def _clone(self, source_id: int, changes: Mapping[Collection, Change]) -> Created:
+    async def _clone(self, source_id: int, changes: Changes) -> Created:
         """Make the file of the one extent that the change adds share the blocks of another's file.
 
         Between the commands: what was answered before is in it, what is written later is not.
@@ -588,7 +616,7 @@ class Runtime:
         self,
         old: Configuration,
         new: Configuration,
-        changes: Mapping[Collection, Change],
+        changes: Changes,
         prepared: _Prepared,
     ) -> list[Backend]:
         """Make ``new`` the configuration in force. Returns backends that nobody needs any more."""
@@ -621,7 +649,7 @@ class Runtime:
         self,
         old: Configuration,
         new: Configuration,
-        changes: Mapping[Collection, Change],
+        changes: Changes,
         prepared: _Prepared,
     ) -> list[Backend]:
         retired: list[Backend] = []
@@ -718,8 +746,8 @@ class Runtime:
 
     def _target_port_groups(self, nexus: Nexus) -> tuple[int, ...]:
         """The portal groups through which the target of a nexus can be reached."""
-        found = self._view.targets.get(nexus.target_name)
-        return found[1].ports if found is not None else ()
+        target = targets_by_name(self._config).get(nexus.target_name)
+        return self._targets[target.id].ports if target is not None else ()
 
     def _keep(self, key: str, value: bytes, done: Callable[[Exception | None], None]) -> None:
         """Store what an initiator asked to have kept; ``done`` on the loop when it is durable."""
@@ -737,9 +765,7 @@ class Runtime:
 
         self._keep_running(put())
 
-    def _swap_targets(
-        self, old: Configuration, new: Configuration, changes: Mapping[Collection, Change]
-    ) -> list[ScsiTarget]:
+    def _swap_targets(self, old: Configuration, new: Configuration, changes: Changes) -> list[ScsiTarget]:
         """Bring targets and their LUN maps in line; returns the targets that are gone.
 
         Only what the change touches is looked at: with a thousand targets all of them would cost more
@@ -993,9 +1019,7 @@ def _wanted_addresses(config: Configuration) -> dict[str, int]:
     return {address: portal.id for portal in config.portals.values() for address in portal.addresses}
 
 
-def _touched(
-    old: Configuration, new: Configuration, changes: Mapping[Collection, Change]
-) -> tuple[set[int], set[int]]:
+def _touched(old: Configuration, new: Configuration, changes: Changes) -> tuple[set[int], set[int]]:
     """Ids of the targets and of the extents whose LUN maps a change may have altered."""
     targets: set[int] = set()
     extents: set[int] = set()

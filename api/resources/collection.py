@@ -106,8 +106,16 @@ class CollectionResource:
         """Key of the default order."""
         return record.id
 
+    async def bodies(self, config: Configuration, records: Sequence[Any]) -> list[dict[str, Any]]:
+        """The bodies that show objects."""
+        return [self.show(config, record) for record in records]
+
+    async def body(self, config: Configuration, record: Any) -> dict[str, Any]:
+        """The body that shows one."""
+        return (await self.bodies(config, [record]))[0]
+
     def show(self, config: Configuration, record: Any) -> dict[str, Any]:
-        """The body that shows an object."""
+        """The body of one, from the configuration alone."""
         return self.declaration.render(record)
 
     def settle(self, draft: Draft, config: Configuration, stored: Any | None) -> None:
@@ -141,7 +149,7 @@ class CollectionResource:
         known = self._is_field
         wanted, order = filters(request, known), sorting(request, known)
         if wanted or order:
-            bodies = [self.show(config, record) for record in records]
+            bodies = await self.bodies(config, records)
             bodies = [
                 body for body in bodies if all(matches(body[name], value) for name, value in wanted.items())
             ]
@@ -151,7 +159,7 @@ class CollectionResource:
             total = len(bodies)
         else:
             offset, chosen = page(request, records)
-            shown = [self.show(config, record) for record in chosen]
+            shown = await self.bodies(config, chosen)
             total = len(records)
         return answer(200, list(shown), content_range(offset, len(shown), total))
 
@@ -173,7 +181,7 @@ class CollectionResource:
     async def detail(self, request: web.Request, id: int) -> web.StreamResponse:
         """GET of one object."""
         config = self.engine.configuration
-        return answer(200, self.show(config, self.find(config, id)))
+        return answer(200, await self.body(config, self.find(config, id)))
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -191,7 +199,7 @@ class CollectionResource:
         config = await self.carry_out(edit, draft)
         record = self.find(config, made)
         location = f"{request.scheme}://{request.host}{self.path}{made}/"
-        return answer(201, self.show(config, record), {"Location": location})
+        return answer(201, await self.body(config, record), {"Location": location})
 
     async def put(self, request: web.Request, id: int) -> web.StreamResponse:
         """PUT or PATCH of one object: change what the body names."""
@@ -205,7 +213,7 @@ class CollectionResource:
             return self.update(config, self.find(config, id), draft.values)
 
         config = await self.carry_out(edit, draft)
-        return answer(202, self.show(config, self.find(config, id)))
+        return answer(202, await self.body(config, self.find(config, id)))
 
     async def delete(self, request: web.Request, id: int) -> web.StreamResponse:
         """DELETE of one object."""

@@ -105,7 +105,7 @@ class DiagnosisResource:
 
     async def get_statistics(self, request: web.Request) -> web.StreamResponse:
         """GET of the counters; of latencies the quantiles, in seconds."""
-        statistics = self.engine.statistics()
+        statistics = await self.engine.statistics()
         shown = {
             **dataclasses.asdict(dataclasses.replace(statistics, units=(), sessions=(), portals=())),
             "units": [
@@ -142,7 +142,7 @@ class DiagnosisResource:
             portal_id = int(portal) if known else 0
             if portal_id not in config.portals:
                 raise BadRequestError(f"There is no portal {portal[:40]}.")
-        found = self.engine.explain(initiator, str(peer), target, portal_id)
+        found = await self.engine.explain(initiator, str(peer), target, portal_id)
         if target and not found and config.portals:
             raise BadRequestError(f"There is no target {target[:MAX_NAME]}.")
         return answer(200, [dataclasses.asdict(explanation) for explanation in found])

@@ -9,7 +9,7 @@ Whether a file or device is there, and may be used, is for the engine to find ou
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -137,11 +137,15 @@ class ExtentResource(CollectionResource):
             },
         )
 
-    def show(self, config: Configuration, record: Any) -> dict[str, Any]:
+    async def bodies(self, config: Configuration, records: Sequence[Any]) -> list[dict[str, Any]]:
+        statuses = await self.engine.extent_statuses([record.id for record in records])
+        return [self._shown(record, statuses[record.id]) for record in records]
+
+    def _shown(self, record: Any, status: str) -> dict[str, Any]:
         body: dict[str, Any] = {"id": record.id}
         for column in self.declaration.columns:
             if column.attribute == "status":
-                body[column.wire] = self.engine.extent_status(record.id)
+                body[column.wire] = status
             elif not column.write_only:
                 body[column.wire] = getattr(record, column.attribute)
         return body
@@ -170,7 +174,7 @@ class ExtentResource(CollectionResource):
 
         config = await self.carry_out(edit, draft, clone_of=id)
         location = f"{request.scheme}://{request.host}{self.path}{made}/"
-        return answer(201, self.show(config, self.find(config, made)), {"Location": location})
+        return answer(201, await self.body(config, self.find(config, made)), {"Location": location})
 
     async def delete(self, request: web.Request, id: int) -> web.StreamResponse:
         self.find(self.engine.configuration, id)

@@ -52,14 +52,14 @@ class SessionResource:
 
     async def get_list(self, request: web.Request) -> web.StreamResponse:
         """GET of all."""
-        sessions = sorted(self.engine.sessions(), key=lambda session: session.id)
+        sessions = sorted(await self.engine.sessions(), key=lambda session: session.id)
         offset, chosen = page(request, sessions)
         headers = content_range(offset, len(chosen), len(sessions))
         return answer(200, [_show(session) for session in chosen], headers)
 
     async def detail(self, request: web.Request, id: int) -> web.StreamResponse:
         """GET of one."""
-        for session in self.engine.sessions():
+        for session in await self.engine.sessions():
             if session.id == id:
                 return answer(200, _show(session))
         raise NotFoundError

@@ -20,6 +20,7 @@ Import from here; the modules within are nobody else's business.
 from targetd.model.checks import validate
 from targetd.model.edits import (
     Change,
+    Changes,
     add,
     default_target_serial,
     diff,
@@ -95,6 +96,7 @@ __all__ = [
     "AuthCredential",
     "AuthTag",
     "Change",
+    "Changes",
     "Collection",
     "ConfigError",
     "Configuration",

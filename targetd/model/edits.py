@@ -6,7 +6,7 @@ sense is for ``validate``.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 from targetd.model.errors import ConfigError
 from targetd.model.fields import rules, well_typed
@@ -30,6 +30,7 @@ from targetd.model.resources import (
 __all__ = [
     "REFERENCES",
     "Change",
+    "Changes",
     "add",
     "default_target_serial",
     "diff",
@@ -189,7 +190,11 @@ class Change:
     removed: Sequence[int]
 
 
-def diff(old: Configuration, new: Configuration) -> Mapping[Collection, Change]:
+Changes: TypeAlias = Mapping[Collection, Change]
+"""What became of the collections where anything did."""
+
+
+def diff(old: Configuration, new: Configuration) -> Changes:
     """What a change did, for collections where it did anything; cheap, as what stayed is the same object."""
     changes: dict[Collection, Change] = {}
     for collection in COLLECTIONS:

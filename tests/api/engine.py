@@ -4,7 +4,7 @@ What the real one finds on disk is said in advance: ``refuse`` makes the next ed
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 from targetd.interface import (
     Edit,
@@ -61,26 +61,26 @@ class MemoryEngine:
     async def look_again(self, path: str = "") -> None:
         self.looked_at.append(path)
 
-    def extent_status(self, extent_id: int) -> str:
-        return self.faults.get(extent_id, "ok")
+    async def extent_statuses(self, extent_ids: Collection[int]) -> dict[int, str]:
+        return {id: self.faults.get(id, "ok") for id in extent_ids}
 
     def service_state(self) -> ServiceState:
         enabled = self.configuration.service_enabled
         return ServiceState(enabled=enabled, running=enabled)
 
-    def sessions(self) -> list[SessionStatus]:
+    async def sessions(self) -> list[SessionStatus]:
         return list(self.open_sessions.values())
 
     async def drop(self, session_id: int, reason: str) -> bool:
         return self.open_sessions.pop(session_id, None) is not None
 
-    def statistics(self) -> Statistics:
+    async def statistics(self) -> Statistics:
         return self.counted
 
     def login_failures(self) -> list[LoginFailure]:
         return list(self.failures)
 
-    def explain(
+    async def explain(
         self, initiator_name: str, address: str, target: str = "", portal_id: int | None = None
     ) -> list[Explanation]:
         self.asked = (initiator_name, address, target, portal_id)

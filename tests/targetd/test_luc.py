@@ -1,5 +1,6 @@
 """The logical unit controller's line protocol, without sockets (api-semantics §8)."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -7,8 +8,8 @@ import pytest
 
 from protocol import chap
 from protocol.access import Credential
-from targetd.interface import ConnectionStatus, SessionStatus
-from targetd.luc import MAX_FAILURES, MAX_LINE, VERSION, Conversation, Lun, Policy, split_words
+from targetd.interface import ConnectionStatus, LunStatus, SessionStatus
+from targetd.luc import MAX_FAILURES, MAX_LINE, VERSION, Conversation, Policy, split_words
 
 DISK = "iqn.2011-03.example:disk"
 TRAY = "iqn.2011-03.example:tray"
@@ -50,7 +51,9 @@ class Shelf:
     """A controller over two targets: a disk, and a tray whose medium can be taken out."""
 
     rules: Policy = field(default_factory=lambda: Policy("None"))
-    tray: Lun = field(default_factory=lambda: Lun("/media/a b.iso", 4096, read_only=True, removable=True))
+    tray: LunStatus = field(
+        default_factory=lambda: LunStatus("/media/a b.iso", 4096, read_only=True, removable=True)
+    )
     logins: tuple[SessionStatus, ...] = ()
     done: list[tuple[str, str, int]] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
@@ -61,18 +64,19 @@ class Shelf:
     def targets(self) -> Sequence[str]:
         return [DISK, TRAY]
 
-    def luns(self, target: str) -> Mapping[int, Lun] | None:
-        return {DISK: {0: Lun('/tank/"x"', 1 << 30), 5: Lun("/tank/y", 512)}, TRAY: {0: self.tray}}.get(
-            target
-        )
+    async def luns(self, target: str) -> Mapping[int, LunStatus] | None:
+        return {
+            DISK: {0: LunStatus('/tank/"x"', 1 << 30), 5: LunStatus("/tank/y", 512)},
+            TRAY: {0: self.tray},
+        }.get(target)
 
-    def sessions(self) -> Sequence[SessionStatus]:
+    async def sessions(self) -> Sequence[SessionStatus]:
         return self.logins
 
-    def reset(self, target: str, lun: int) -> None:
+    async def reset(self, target: str, lun: int) -> None:
         self.done.append(("reset", target, lun))
 
-    def load(self, target: str, lun: int, loaded: bool) -> None:
+    async def load(self, target: str, lun: int, loaded: bool) -> None:
         self.done.append(("load" if loaded else "unload", target, lun))
 
     def refresh(self) -> None:
@@ -90,8 +94,12 @@ def converse(shelf: Shelf | None = None) -> Conversation:
     return Conversation(shelf or Shelf(), fixed_randomness, "127.0.0.1", "127.0.0.2")
 
 
+def receive(conversation: Conversation, data: bytes) -> bytes:
+    return asyncio.run(conversation.receive(data))
+
+
 def ask(conversation: Conversation, line: str) -> list[str]:
-    answer = conversation.receive(line.encode() + b"\r\n").decode()
+    answer = receive(conversation, line.encode() + b"\r\n").decode()
     assert not answer or answer.endswith("\r\n")
     return answer.split("\r\n")[:-1]
 
@@ -153,7 +161,7 @@ def test_reset_and_load_reach_the_unit_that_was_named() -> None:
 
 
 def test_a_locked_medium_is_not_ejected() -> None:
-    shelf = Shelf(tray=Lun("/media/x", 0, removable=True, present=False, locked=True))
+    shelf = Shelf(tray=LunStatus("/media/x", 0, removable=True, present=False, locked=True))
     assert ask(converse(shelf), f"UNLOAD {TRAY}") == ["ERR unload"]
     assert ask(converse(shelf), f"LIST {TRAY}")[0] == 'LIST lun0 removable absent lock - rw "/media/x" 0'
     assert shelf.done == []
@@ -178,7 +186,7 @@ def test_info_has_a_line_for_each_connection() -> None:
 def test_a_line_may_end_in_any_way_and_come_in_pieces(end: bytes) -> None:
     conversation = converse()
     whole = b"NOOP" + end + b"VERSION" + end + b"QUIT" + end + b"NOOP" + end
-    out = b"".join(conversation.receive(whole[at : at + 1]) for at in range(len(whole)))
+    out = b"".join(receive(conversation, whole[at : at + 1]) for at in range(len(whole)))
     assert out == f"OK NOOP\r\nVERSION {VERSION}\r\nOK VERSION\r\nOK QUIT\r\n".encode()
     assert conversation.closing
 
@@ -190,13 +198,13 @@ def test_a_line_may_end_in_any_way_and_come_in_pieces(end: bytes) -> None:
 def test_a_line_has_a_longest(length: int, answer: bytes, closes: bool) -> None:
     """§8: at most 4094 bytes."""
     conversation = converse()
-    assert conversation.receive(b"X" * length + b"\n") == answer
+    assert receive(conversation, b"X" * length + b"\n") == answer
     assert conversation.closing is closes
 
 
 def test_a_line_without_an_end_is_not_kept() -> None:
     conversation = converse()
-    assert conversation.receive(b"X" * (MAX_LINE + 1)) == b"ERR invalid parameters\r\n"
+    assert receive(conversation, b"X" * (MAX_LINE + 1)) == b"ERR invalid parameters\r\n"
     assert conversation.closing
 
 
