@@ -13,7 +13,6 @@ touch a socket or a medium. Its owner carries between it and the world::
 Views in events and in ``Task.data_out`` are borrowed until the next ``receive_data``; ``Task.hold`` copies.
 """
 
-from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 from struct import Struct
@@ -21,6 +20,7 @@ from typing import Any
 
 from protocol import serial
 from protocol.access import Authorizer, Refusal
+from protocol.ahs import bidirectional_length, extended_cdb
 from protocol.bhs import (
     FINAL,
     IMMEDIATE,
@@ -31,7 +31,6 @@ from protocol.bhs import (
     LogoutResponse,
     NopIn,
     NopOut,
-    ReadyToTransfer,
     Reject,
     ScsiCommand,
     ScsiResponse,
@@ -42,6 +41,7 @@ from protocol.bhs import (
 )
 from protocol.bhs import DataIn as DataInHeader
 from protocol.bhs import DataOut as DataOutHeader
+from protocol.dataout import Writes
 from protocol.digest import digest
 from protocol.enums import (
     RESERVED_TAG,
@@ -63,16 +63,14 @@ from protocol.limits import (
     MAX_LOGIN_DATA,
     MAX_TEXT_QUEUED,
     PING_PATIENCE,
-    REMEMBERED_TAGS,
     LoginLimits,
 )
 from protocol.login import LoginMachine, LoginReply, LoginResult
 from protocol.management import execute
 from protocol.negotiation import ConnectionKeys
 from protocol.scsi.request import Buffer, Outcome
-from protocol.scsi.sense import CheckCondition, Sense
 from protocol.session import Early, Session, SessionTable
-from protocol.task import Burst, Task, Transfer
+from protocol.task import FLAG_READ, FLAG_WRITE, Task, residuals
 from protocol.text import TextExchange
 
 __all__ = ["Connection", "Phase"]
@@ -81,14 +79,9 @@ _MASK = serial.MASK
 _PAD = (b"", b"\0\0\0", b"\0\0", b"\0")
 _NO_LUN = bytes(8)
 
-_FLAG_READ = 0x40
-_FLAG_WRITE = 0x20
-
 _DATA_IN = DataInHeader.LAYOUT.pack
 _RESPONSE = ScsiResponse.LAYOUT.pack
 _COMMAND = ScsiCommand.LAYOUT.unpack_from
-_DATA_OUT = DataOutHeader.LAYOUT.unpack_from
-_AHS = Struct("!HB")
 _TAG = Struct("!I").unpack_from
 
 
@@ -104,16 +97,13 @@ class Connection:
     """The target's end of one iSCSI connection."""
 
     __slots__ = (
-        "_bursts",
         "_early",
-        "_forgotten",
         "_login",
         "_login_cmd_sn",
         "_logout_deadline",
         "_next_tag",
         "_ping_sent_at",
         "_ping_tag",
-        "_placed",
         "_text",
         "_text_queued",
         "authorizer",
@@ -136,6 +126,8 @@ class Connection:
         "session",
         "sessions",
         "stat_sn",
+        "touches",
+        "writes",
     )
 
     def __init__(
@@ -184,17 +176,17 @@ class Connection:
         self._text: TextExchange | None = None
         self._text_queued = 0
         """Bytes of text in ``out``."""
-        self._bursts: dict[int, Burst] = {}
-        """Target Transfer Tag → the R2T it belongs to."""
         self._early: dict[int, Early] = {}
         """InitiatorTaskTag → a command that waits for its turn."""
         self._next_tag = 0
-        self._placed: memoryview | None = None
-        self._forgotten: deque[int] = deque(maxlen=REMEMBERED_TAGS)
         self._ping_tag = RESERVED_TAG
         self._ping_sent_at = 0.0
         self._logout_deadline = 0.0
-        self.framer = Framer([], self._damaged, self._place, MAX_LOGIN_DATA)
+        self.touches = False
+        """Data-In is looked at here (a digest), so it may not be a window on mapped memory."""
+        self.writes: Writes
+        """From full feature phase on."""
+        self.framer = Framer([], self._damaged, _nowhere, MAX_LOGIN_DATA)
         self._enter(Phase.LOGIN)
 
     # -- in -----------------------------------------------------------------------------------
@@ -261,7 +253,7 @@ class Connection:
             if now - self._ping_sent_at > PING_PATIENCE * self.nop_interval_s:
                 self.lost(f"no answer to NOP-In for {now - self._ping_sent_at:.0f} s (iscsi_nopinint)")
         elif self.nop_interval_s and silence > self.nop_interval_s:
-            self._ping_tag = self._new_tag()
+            self._ping_tag = self.new_tag()
             self._ping_sent_at = now
             self._nop_in(RESERVED_TAG, self._ping_tag, _NO_LUN, b"")
 
@@ -273,8 +265,10 @@ class Connection:
         handlers: list[Handler] = [getattr(self, default)] * 64
         for opcode, name in allowed.items():
             handlers[opcode] = getattr(self, name)
-        if phase == Phase.FULL_FEATURE and self._may_hurry():
-            handlers[Opcode.SCSI_COMMAND] = scsi_command_handler(self, self._scsi_command)
+        if phase == Phase.FULL_FEATURE:
+            handlers[Opcode.SCSI_DATA_OUT] = self.writes.data_out
+            if self._may_hurry():
+                handlers[Opcode.SCSI_COMMAND] = scsi_command_handler(self, self._scsi_command)
         self.framer.handlers = handlers
 
     def _may_hurry(self) -> bool:
@@ -301,7 +295,7 @@ class Connection:
         )
 
     def _unsupported(self, view: memoryview, at: int, data: memoryview) -> None:
-        self._reject(RejectReason.COMMAND_NOT_SUPPORTED, view, at)
+        self.reject(RejectReason.COMMAND_NOT_SUPPORTED, view, at)
 
     def _violated(self, violation: ProtocolViolation) -> None:
         self.close(violation.message)
@@ -314,13 +308,9 @@ class Connection:
         """
         if self.closing:
             return
-        self._reject(RejectReason.DATA_DIGEST_ERROR, view, at)
+        self.reject(RejectReason.DATA_DIGEST_ERROR, view, at)
         if view[at] & 0x3F == Opcode.SCSI_DATA_OUT:
-            burst = self._find_burst(DataOutHeader.parse(view, at))
-            if burst is not None and burst.task.transfer is not None:
-                burst.task.transfer.fault = Sense.PROTOCOL_SERVICE_CRC_ERROR
-                if view[at + 1] & FINAL:
-                    self._burst_over(burst)
+            self.writes.damaged(view, at, len(data))
 
     # -- login --------------------------------------------------------------------------------
 
@@ -351,7 +341,7 @@ class Connection:
             reply.tsih, request.initiator_task_tag, self._status_number(), exp_cmd_sn, max_cmd_sn,
             reply.status >> 8, reply.status & 0xFF,
         )  # fmt: skip
-        self._send(header.build(), reply.data)
+        self.send(header.build(), reply.data)
         if reply.status >> 8:
             self.events.append(
                 LoginRefused(machine.initiator_name, machine.target_name, int(reply.status), reply.reason)
@@ -371,6 +361,9 @@ class Connection:
         self.framer.data_digest = keys.data_digest
         self._login = None
         self._text = TextExchange(self.authorizer, session, keys)
+        self.touches = keys.data_digest
+        self.writes = Writes(self, session, self._keep_for_early)
+        self.framer.place = self.writes.place
         self._enter(Phase.FULL_FEATURE)
         self.events.append(LoggedIn(session, self.cid))
 
@@ -382,7 +375,7 @@ class Connection:
         self.stat_sn = (stat_sn + 1) & _MASK
         return stat_sn
 
-    def _send(self, header: bytes, data: Buffer = b"") -> None:
+    def send(self, header: bytes, data: Buffer = b"") -> None:
         """Queue one PDU; ``header`` has the lengths already."""
         out = self.out
         out.append(header)
@@ -401,18 +394,18 @@ class Connection:
         assert session is not None
         return session.exp_cmd_sn, session.max_cmd_sn
 
-    def _reject(self, reason: RejectReason, view: memoryview, at: int) -> None:
+    def reject(self, reason: RejectReason, view: memoryview, at: int) -> None:
         """Reject the PDU whose header is at ``view[at:]`` (RFC 7143 §11.17)."""
         header = Reject(
             Opcode.REJECT, FINAL, reason, 48, RESERVED_TAG, self._status_number(), *self._window(), 0
         )
-        self._send(header.build(), bytes(view[at : at + 48]))
+        self.send(header.build(), bytes(view[at : at + 48]))
 
-    def _new_tag(self) -> int:
+    def new_tag(self) -> int:
         """A Target Transfer Tag that is not in use."""
         while True:
             self._next_tag = (self._next_tag + 1) & _MASK
-            if self._next_tag != RESERVED_TAG and self._next_tag not in self._bursts:
+            if self._next_tag != RESERVED_TAG and self._next_tag not in self.writes.bursts:
                 return self._next_tag
 
     def request_logout(self, within_s: int, reason: str) -> None:
@@ -439,7 +432,7 @@ class Connection:
             Opcode.ASYNC_MESSAGE, FINAL, len(data), lun, RESERVED_TAG, self._status_number(), *self._window(),
             event, vcode, parameter1, parameter2, parameter3,
         )  # fmt: skip
-        self._send(header.build(), data)
+        self.send(header.build(), data)
         self.sessions.stirred.add(self)
 
     # -- commands in --------------------------------------------------------------------------
@@ -477,7 +470,7 @@ class Connection:
         tag = _TAG(early.header, 16)[0]
         if self._early.get(tag) is early:
             del self._early[tag]
-            self._forgotten.append(tag)
+            self.writes.forgotten.append(tag)
 
     def _keep_for_early(self, header: DataOutHeader, view: memoryview, at: int, data: memoryview) -> bool:
         """Whether this is unsolicited data of a command that waits for its turn; then it waits too."""
@@ -507,159 +500,38 @@ class Connection:
         elif immediate and sum(task.immediate for task in tasks.values()) >= MAX_IMMEDIATE_TASKS:
             refusal = RejectReason.IMMEDIATE_COMMAND_REJECT
         if refusal is not None or target is None:
-            self._reject(refusal or RejectReason.PROTOCOL_ERROR, view, at)
+            self.reject(refusal or RejectReason.PROTOCOL_ERROR, view, at)
             if not immediate:
                 session.retired()
             session.release_held()
             return
         unit = target.unit_for(lun)
         if lengths >> 24:
-            cdb += _extended_cdb(view, at, lengths >> 24)
+            cdb += extended_cdb(view, at, lengths >> 24)
         task = Task(self, session.nexus, unit, flags, lun, tag, expected, cmd_sn, immediate, cdb)
-        if lengths >> 24 and flags & _FLAG_READ and flags & _FLAG_WRITE:
-            task.expected_in = _bidirectional_length(view, at, lengths >> 24)
+        if lengths >> 24 and flags & FLAG_READ and flags & FLAG_WRITE:
+            task.expected_in = bidirectional_length(view, at, lengths >> 24)
         tasks[tag] = task
         session.commands += 1
         outcome = unit.admit(task)
-        if not flags & _FLAG_WRITE or (flags & FINAL and not data and not expected):
+        if not flags & FLAG_WRITE or (flags & FINAL and not data and not expected):
             if outcome is None:
                 self.events.append(task)
             else:
                 self.complete(task, outcome)
         elif (
-            outcome is None and len(data) == expected and flags & FINAL and self._immediate_allowed(expected)
+            outcome is None
+            and len(data) == expected
+            and flags & FINAL
+            and self.writes.immediate_allowed(expected)
         ):
             task.data_out = data
             task.borrowed = not view.readonly
             self.events.append(task)
         else:
-            self._begin_transfer(task, outcome, data)
+            self.writes.begin(task, outcome, data)
         if session.held:
             session.release_held()
-
-    # -- data out -----------------------------------------------------------------------------
-
-    def _immediate_allowed(self, length: int) -> bool:
-        assert self.session is not None
-        keys = self.session.keys
-        return not length or (keys.immediate_data and length <= keys.first_burst_length)
-
-    def _begin_transfer(self, task: Task, outcome: Outcome | None, data: memoryview) -> None:
-        """A write whose data is not all here, or that has failed already."""
-        assert self.session is not None
-        keys = self.session.keys
-        need = 0 if outcome is not None else min(task.expected, task.transfer_length)
-        transfer = task.transfer = Transfer(need, outcome)
-        size = len(data)
-        if size > task.expected:
-            transfer.fault = Sense.INCORRECT_AMOUNT_OF_DATA
-        elif not self._immediate_allowed(size):
-            transfer.fault = Sense.UNEXPECTED_UNSOLICITED_DATA
-        else:
-            transfer.store(0, data)
-        transfer.asked = size
-        if not task.flags & FINAL:
-            if keys.initial_r2t:
-                transfer.fault = Sense.UNEXPECTED_UNSOLICITED_DATA
-            limit = min(task.expected, keys.first_burst_length)
-            transfer.unsolicited = Burst(task, RESERVED_TAG, size, max(limit, size))
-        self._advance(task)
-
-    def _advance(self, task: Task) -> None:
-        """Ask for more, or finish, as the transfer stands."""
-        transfer = task.transfer
-        assert transfer is not None and self.session is not None
-        keys = self.session.keys
-        if transfer.unsolicited is not None:
-            return
-        if not transfer.draining:
-            bursts = transfer.bursts
-            while transfer.asked < transfer.need and len(bursts) < keys.max_outstanding_r2t:
-                length = min(keys.max_burst_length, transfer.need - transfer.asked)
-                burst = Burst(task, self._new_tag(), transfer.asked, transfer.asked + length)
-                self._bursts[burst.target_transfer_tag] = burst
-                bursts.append(burst)
-                transfer.asked += length
-                header = ReadyToTransfer(
-                    Opcode.READY_TO_TRANSFER, FINAL, 0, task.lun, task.initiator_task_tag,
-                    burst.target_transfer_tag, self.stat_sn, *self._window(), task.data_sn,
-                    burst.start, length,
-                )  # fmt: skip
-                task.data_sn += 1
-                self._send(header.build())
-        if transfer.bursts:
-            return
-        if transfer.fault is not None:
-            self.complete(task, task.unit.give_up(task, CheckCondition(transfer.fault)))
-        elif transfer.outcome is not None:
-            self.complete(task, transfer.outcome)
-        else:
-            task.data_out = transfer.buffer
-            self.events.append(task)
-
-    def _find_burst(self, header: DataOutHeader) -> Burst | None:
-        if header.target_transfer_tag != RESERVED_TAG:
-            burst = self._bursts.get(header.target_transfer_tag)
-            if burst is not None and burst.task.initiator_task_tag == header.initiator_task_tag:
-                return burst
-            return None
-        assert self.session is not None
-        task = self.session.tasks.get(header.initiator_task_tag)
-        if task is None or task.connection is not self or task.transfer is None:
-            return None
-        return task.transfer.unsolicited
-
-    def _place(self, view: memoryview, at: int, size: int) -> memoryview | None:
-        """Where a long data segment should land: in its task's own buffer, if all is right with it."""
-        self._placed = None
-        if view[at] & 0x3F != Opcode.SCSI_DATA_OUT or self.phase != Phase.FULL_FEATURE:
-            return None
-        header = DataOutHeader.parse(view, at)
-        burst = self._find_burst(header)
-        if burst is None or burst.task.transfer is None or _data_out_fault(burst, header, size) is not None:
-            return None
-        transfer = burst.task.transfer
-        if header.buffer_offset + size > transfer.need:
-            return None
-        self._placed = transfer.buffer[header.buffer_offset : header.buffer_offset + size]
-        return self._placed
-
-    def _data_out(self, view: memoryview, at: int, data: memoryview) -> None:
-        header = DataOutHeader.parse(view, at)
-        burst = self._find_burst(header)
-        if burst is None or burst.task.transfer is None:
-            if (
-                not self._keep_for_early(header, view, at, data)
-                and header.initiator_task_tag not in self._forgotten
-            ):
-                self._reject(RejectReason.INVALID_PDU_FIELD, view, at)
-            return
-        transfer = burst.task.transfer
-        size = len(data)
-        if transfer.fault is None:
-            transfer.fault = _data_out_fault(burst, header, size)
-        if transfer.fault is None:
-            if data is not self._placed:
-                transfer.store(header.buffer_offset, data)
-            burst.offset += size
-            burst.data_sn += 1
-        self._placed = None
-        if header.flags & FINAL:
-            self._burst_over(burst)
-
-    def _burst_over(self, burst: Burst) -> None:
-        task = burst.task
-        transfer = task.transfer
-        assert transfer is not None
-        if burst is transfer.unsolicited:
-            transfer.unsolicited = None
-            transfer.asked = burst.offset
-        else:
-            del self._bursts[burst.target_transfer_tag]
-            transfer.bursts.remove(burst)
-            if burst.offset != burst.end and transfer.fault is None:
-                transfer.fault = Sense.INCORRECT_AMOUNT_OF_DATA
-        self._advance(task)
 
     def forget(self, task: Task) -> None:
         """The task was aborted: nothing more is sent for it, and its late Data-Out is dropped silently."""
@@ -669,14 +541,7 @@ class Connection:
         del session.tasks[task.initiator_task_tag]
         if not task.immediate:
             session.retired()
-        if task.transfer is not None:
-            self._forgotten.append(task.initiator_task_tag)
-            for burst in task.transfer.bursts:
-                del self._bursts[burst.target_transfer_tag]
-            # A burst knows its task: without this the data of an aborted write, up to 16 MiB, would wait
-            # for the cycle collector, and a peer that aborts as fast as it writes would fill the memory.
-            task.transfer.bursts.clear()
-            task.transfer.unsolicited = None
+        self.writes.forget(task)
 
     # -- commands out -------------------------------------------------------------------------
 
@@ -691,13 +556,13 @@ class Connection:
             session.max_cmd_sn = (session.max_cmd_sn + 1) & _MASK
         status = outcome.status
         data = outcome.data_in
-        flags, residual, read_residual = _residuals(task, len(data))
+        flags, residual, read_residual = residuals(task, len(data))
         if len(data) > task.expected_in:
             data = memoryview(data)[: task.expected_in]
         if data:
             session.bytes_read += len(data)
             # With both directions the residuals have fields of their own, in the SCSI Response only.
-            collapse = status == ScsiStatus.GOOD and not task.flags & _FLAG_WRITE
+            collapse = status == ScsiStatus.GOOD and not task.flags & FLAG_WRITE
             self._data_in(task, data, flags if collapse else 0, residual if collapse else 0, collapse)
             if collapse:
                 return
@@ -710,7 +575,7 @@ class Connection:
             0x21, 0x80 | flags, 0, status, len(sense), task.initiator_task_tag, 0, self._status_number(),
             session.exp_cmd_sn, session.max_cmd_sn, task.data_sn, read_residual, residual,
         )  # fmt: skip
-        self._send(header, sense)
+        self.send(header, sense)
 
     def _data_in(self, task: Task, data: Buffer, flags: int, residual: int, collapse: bool) -> None:
         """Data-In PDUs for all of ``data``; with ``collapse`` the last one carries GOOD status."""
@@ -740,7 +605,7 @@ class Connection:
                 session.exp_cmd_sn, session.max_cmd_sn, task.data_sn, at, residual if last else 0,
             )  # fmt: skip
             task.data_sn += 1
-            self._send(header, view[at:end] if length != size else view)
+            self.send(header, view[at:end] if length != size else view)
             if last:
                 return
             at = end
@@ -774,11 +639,11 @@ class Connection:
             Opcode.TASK_MANAGEMENT_RESPONSE, FINAL, response, 0, request.initiator_task_tag,
             self._status_number(), *self._window(),
         ).build()  # fmt: skip
-        self._send(header[:8] + additional + header[11:])
+        self.send(header[:8] + additional + header[11:])
 
     def _not_in_discovery(self, view: memoryview, at: int) -> None:
         """RFC 7143 §4.3: a discovery session takes SendTargets and logout, all else MUST be rejected."""
-        self._reject(RejectReason.PROTOCOL_ERROR, view, at)
+        self.reject(RejectReason.PROTOCOL_ERROR, view, at)
 
     def _nop_out(self, view: memoryview, at: int, data: memoryview) -> None:
         request = NopOut.parse(view, at)
@@ -787,7 +652,7 @@ class Connection:
             if request.target_transfer_tag == self._ping_tag:
                 self._ping_tag = RESERVED_TAG
             elif request.target_transfer_tag != RESERVED_TAG:
-                self._reject(RejectReason.INVALID_PDU_FIELD, view, at)
+                self.reject(RejectReason.INVALID_PDU_FIELD, view, at)
             return
         if not self._in_turn(request.opcode, request.cmd_sn, view, at, data):
             return
@@ -809,7 +674,7 @@ class Connection:
         header = NopIn(
             Opcode.NOP_IN, FINAL, len(data), lun, initiator_tag, target_tag, stat_sn, *self._window()
         )
-        self._send(header.build(), data)
+        self.send(header.build(), data)
         if not status:
             self.sessions.stirred.add(self)
 
@@ -830,13 +695,13 @@ class Connection:
             if violation.fatal:
                 raise
             assert isinstance(violation.reason, RejectReason)
-            self._reject(violation.reason, view, at)
+            self.reject(violation.reason, view, at)
         else:
             header = TextResponse(
                 Opcode.TEXT_RESPONSE, reply.flags, len(reply.data), request.lun, reply.initiator_task_tag,
                 reply.target_transfer_tag, self._status_number(), *self._window(),
             )  # fmt: skip
-            self._send(header.build(), reply.data)
+            self.send(header.build(), reply.data)
             self._text_queued += len(reply.data)
             if reply.new_max_recv is not None:
                 self.send_limit = reply.new_max_recv
@@ -856,7 +721,7 @@ class Connection:
             Opcode.LOGOUT_RESPONSE, FINAL, answer, 0, request.initiator_task_tag, self._status_number(),
             *self._window(), keys.default_time2wait, keys.default_time2retain,
         )  # fmt: skip
-        self._send(header.build())
+        self.send(header.build())
         if answer == LogoutAnswer.CLOSED:
             reason = request.flags & 0x7F
             if reason == LogoutReason.CLOSE_SESSION or len(session.connections) <= 1:
@@ -880,7 +745,7 @@ class Connection:
 
     def _snack(self, view: memoryview, at: int, data: memoryview) -> None:
         """RFC 7143 §7.1.4.1: SNACK is for ErrorRecoveryLevel 1 and above, which is not in force."""
-        self._reject(RejectReason.SNACK_REJECT, view, at)
+        self.reject(RejectReason.SNACK_REJECT, view, at)
 
 
 _PHASES: dict[Phase, tuple[str, dict[int, str]]] = {
@@ -892,7 +757,6 @@ _PHASES: dict[Phase, tuple[str, dict[int, str]]] = {
             Opcode.SCSI_COMMAND: "_scsi_command",
             Opcode.TASK_MANAGEMENT_REQUEST: "_task_management",
             Opcode.TEXT_REQUEST: "_text_request",
-            Opcode.SCSI_DATA_OUT: "_data_out",
             Opcode.LOGOUT_REQUEST: "_logout_request",
             Opcode.SNACK_REQUEST: "_snack",
         },
@@ -902,70 +766,6 @@ _PHASES: dict[Phase, tuple[str, dict[int, str]]] = {
 """Phase → (handler of everything else, opcode → handler)."""
 
 
-def _data_out_fault(burst: Burst, header: DataOutHeader, size: int) -> Sense | None:
-    """What is wrong with a Data-Out PDU in its sequence (RFC 7143 §11.7, §7.9, §11.4.7.2)."""
-    transfer = burst.task.transfer
-    assert transfer is not None
-    if transfer.fault is not None:
-        return transfer.fault
-    if transfer.bursts and burst is not transfer.bursts[0]:
-        return Sense.PROTOCOL_SERVICE_CRC_ERROR  # DataSequenceInOrder=Yes
-    if header.data_sn != burst.data_sn:
-        return Sense.PROTOCOL_SERVICE_CRC_ERROR  # one is missing, twice here or swapped
-    if header.buffer_offset != burst.offset or burst.offset + size > burst.end:
-        return Sense.INCORRECT_AMOUNT_OF_DATA
+def _nowhere(view: memoryview, at: int, size: int) -> memoryview | None:
+    """Where data goes before full feature phase."""
     return None
-
-
-def _residuals(task: Task, length: int) -> tuple[int, int, int]:
-    """(flag bits, Residual Count, Bidirectional Read Residual Count) of a response, RFC 7143 §11.4.1.
-
-    ``length`` is what the command had to send. For both directions at once the read's residual goes to
-    the bidirectional field and its o and u bits.
-    """
-    flags = 0
-    residual = 0
-    if task.flags & _FLAG_WRITE:
-        residual = task.expected_out - task.transfer_length
-        if residual:
-            flags = 0x02 if residual > 0 else 0x04
-        if task.flags & _FLAG_READ:
-            read = task.expected_in - length
-            if read:
-                flags |= 0x08 if read > 0 else 0x10
-            return flags, abs(residual), abs(read)
-        return flags, abs(residual), 0
-    residual = task.expected_in - length
-    if residual:
-        flags = 0x02 if residual > 0 else 0x04
-    elif task.transfer_length and not task.expected_in:
-        # A CDB that asks for Data-Out, in a command with neither R nor W: none of it could be sent.
-        return 0x04, task.transfer_length, 0
-    return flags, abs(residual), 0
-
-
-def _ahs(view: memoryview, at: int, words: int) -> "list[tuple[int, memoryview]]":
-    """(AHSType, its specific bytes) of each additional header segment (RFC 7143 §11.2.2)."""
-    segments = []
-    position, end = at + 48, at + 48 + 4 * words
-    while end - position >= 4:
-        length, kind = _AHS.unpack_from(view, position)
-        stop = position + 3 + length
-        if stop > end:
-            raise ProtocolViolation(RejectReason.INVALID_PDU_FIELD, f"AHSLength {length}", fatal=True)
-        segments.append((kind & 0x3F, view[position + 3 : stop]))
-        position += (3 + length + 3) & ~3
-    return segments
-
-
-def _extended_cdb(view: memoryview, at: int, words: int) -> bytes:
-    """The CDB bytes beyond 16 (AHSType 1; its first byte is reserved), RFC 7143 §11.2.2.3."""
-    return b"".join(bytes(rest[1:]) for kind, rest in _ahs(view, at, words) if kind == 1)
-
-
-def _bidirectional_length(view: memoryview, at: int, words: int) -> int:
-    """Expected bidirectional read length (AHSType 2), bytes, RFC 7143 §11.2.2.4."""
-    for kind, rest in _ahs(view, at, words):
-        if kind == 2 and len(rest) >= 5:
-            return int.from_bytes(rest[1:5], "big")
-    return 0

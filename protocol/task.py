@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from protocol.connection import Connection
     from protocol.scsi.device import LogicalUnit
 
-__all__ = ["Burst", "Task", "Transfer"]
+__all__ = ["FLAG_READ", "FLAG_WRITE", "Burst", "Task", "Transfer", "residuals"]
+
+FLAG_READ = 0x40
+FLAG_WRITE = 0x20
+"""R and W of a SCSI Command (RFC 7143 §11.3.1)."""
 
 
 class Task(Request):
@@ -67,7 +71,7 @@ class Task(Request):
         # With both R and W it is the write's length; the read's is in an AHS (RFC 7143 §11.3.4, §11.2.2.4).
         self.expected_in = expected if flags & 0x60 == 0x40 else 0
         self.expected_out = expected if flags & 0x20 else 0
-        self.touched = connection.keys.data_digest
+        self.touched = connection.touches
         self.aborted = False
         self.command = None
         self.transfer_length = 0
@@ -144,3 +148,30 @@ class Transfer:
     def draining(self) -> bool:
         """The outcome is known to be a failure; no more data is asked for."""
         return self.outcome is not None or self.fault is not None
+
+
+def residuals(task: Task, length: int) -> tuple[int, int, int]:
+    """(flag bits, Residual Count, Bidirectional Read Residual Count) of a response, RFC 7143 §11.4.1.
+
+    ``length`` is what the command had to send. For both directions at once the read's residual goes to
+    the bidirectional field and its o and u bits.
+    """
+    flags = 0
+    residual = 0
+    if task.flags & FLAG_WRITE:
+        residual = task.expected_out - task.transfer_length
+        if residual:
+            flags = 0x02 if residual > 0 else 0x04
+        if task.flags & FLAG_READ:
+            read = task.expected_in - length
+            if read:
+                flags |= 0x08 if read > 0 else 0x10
+            return flags, abs(residual), abs(read)
+        return flags, abs(residual), 0
+    residual = task.expected_in - length
+    if residual:
+        flags = 0x02 if residual > 0 else 0x04
+    elif task.transfer_length and not task.expected_in:
+        # A CDB that asks for Data-Out, in a command with neither R nor W: none of it could be sent.
+        return 0x04, task.transfer_length, 0
+    return flags, abs(residual), 0

@@ -150,7 +150,7 @@ def test_a_broken_sequence_never_ends_good_and_writes_nothing(name: str) -> None
     assert reply.status == ScsiStatus.CHECK_CONDITION
     assert reply.additional_sense == sense
     assert content(target, 0, 8192) == OLD * 8192
-    assert not connection_of(peer)._bursts
+    assert not connection_of(peer).writes.bursts
     assert peer.nop(b"still here")
 
 

@@ -1,0 +1,222 @@
+"""The Data-Out of one connection: R2Ts go out, sequences of Data-Out come in (RFC 7143 §11.7, §11.8).
+
+``Writes`` knows where every byte of a write belongs and asks for those that do not come unasked. What it must
+never do: let a broken sequence end GOOD. The first fault of a write is kept in its ``Transfer``, the rest of
+its data is drained, and then the command ends with that sense.
+
+A write stays on its connection (connection allegiance, RFC 7143 §4.2.2.1): a sequence is found by the tags of
+this connection alone, so Data-Out on another one belongs to nothing and is rejected.
+
+``protocol.recovery`` has the same for sessions in which lost data is asked for again.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from protocol.bhs import FINAL, DataOut, ReadyToTransfer
+from protocol.enums import RESERVED_TAG, Opcode, RejectReason
+from protocol.limits import REMEMBERED_TAGS
+from protocol.scsi.request import Outcome
+from protocol.scsi.sense import CheckCondition, Sense
+from protocol.task import Burst, Task, Transfer
+
+if TYPE_CHECKING:
+    from protocol.connection import Connection
+    from protocol.session import Session
+
+__all__ = ["Writes"]
+
+
+class Writes:
+    """The writes of one connection in full feature phase."""
+
+    __slots__ = ("_placed", "bursts", "connection", "forgotten", "keep_early", "session")
+
+    def __init__(
+        self,
+        connection: "Connection",
+        session: "Session",
+        keep_early: Callable[[DataOut, memoryview, int, memoryview], bool],
+    ) -> None:
+        """
+        Args:
+            keep_early: asked about a PDU of no task; True: it belongs to a command that waits for its turn.
+        """
+        self.connection = connection
+        self.session = session
+        self.keep_early = keep_early
+        self.bursts: dict[int, Burst] = {}
+        """Target Transfer Tag → the R2T it belongs to."""
+        self.forgotten: deque[int] = deque(maxlen=REMEMBERED_TAGS)
+        """Initiator Task Tags of tasks that are no more."""
+        self._placed: memoryview | None = None
+
+    # -- a write begins, goes on, ends --------------------------------------------------------
+
+    def immediate_allowed(self, length: int) -> bool:
+        """Whether so much immediate data may come with a command."""
+        keys = self.session.keys
+        return not length or (keys.immediate_data and length <= keys.first_burst_length)
+
+    def begin(self, task: Task, outcome: Outcome | None, data: memoryview) -> None:
+        """A write whose data is not all here, or that has failed already."""
+        keys = self.session.keys
+        need = 0 if outcome is not None else min(task.expected, task.transfer_length)
+        transfer = task.transfer = Transfer(need, outcome)
+        size = len(data)
+        if size > task.expected:
+            transfer.fault = Sense.INCORRECT_AMOUNT_OF_DATA
+        elif not self.immediate_allowed(size):
+            transfer.fault = Sense.UNEXPECTED_UNSOLICITED_DATA
+        else:
+            transfer.store(0, data)
+        transfer.asked = size
+        if not task.flags & FINAL:
+            if keys.initial_r2t:
+                transfer.fault = Sense.UNEXPECTED_UNSOLICITED_DATA
+            limit = min(task.expected, keys.first_burst_length)
+            transfer.unsolicited = Burst(task, RESERVED_TAG, size, max(limit, size))
+        self.advance(task)
+
+    def advance(self, task: Task) -> None:
+        """Ask for more, or finish, as the transfer stands."""
+        transfer = task.transfer
+        assert transfer is not None
+        keys = self.session.keys
+        if transfer.unsolicited is not None:
+            return
+        if not transfer.draining:
+            while transfer.asked < transfer.need and len(transfer.bursts) < keys.max_outstanding_r2t:
+                length = min(keys.max_burst_length, transfer.need - transfer.asked)
+                self.ask(task, transfer.asked, length)
+                transfer.asked += length
+        if transfer.bursts:
+            return
+        if transfer.fault is not None:
+            self.connection.complete(task, task.unit.give_up(task, CheckCondition(transfer.fault)))
+        elif transfer.outcome is not None:
+            self.connection.complete(task, transfer.outcome)
+        else:
+            task.data_out = transfer.buffer
+            self.connection.events.append(task)
+
+    def ask(self, task: Task, start: int, length: int) -> bytes:
+        """Send an R2T for these bytes; returns its header."""
+        connection, session = self.connection, self.session
+        transfer = task.transfer
+        assert transfer is not None
+        burst = Burst(task, connection.new_tag(), start, start + length)
+        self.bursts[burst.target_transfer_tag] = burst
+        transfer.bursts.append(burst)
+        header = ReadyToTransfer(
+            Opcode.READY_TO_TRANSFER, FINAL, 0, task.lun, task.initiator_task_tag, burst.target_transfer_tag,
+            connection.stat_sn, session.exp_cmd_sn, session.max_cmd_sn, task.data_sn, start, length,
+        ).build()  # fmt: skip
+        task.data_sn += 1
+        connection.send(header)
+        return header
+
+    def over(self, burst: Burst) -> None:
+        """The last PDU of a sequence is here."""
+        task = burst.task
+        transfer = task.transfer
+        assert transfer is not None
+        if burst is transfer.unsolicited:
+            transfer.unsolicited = None
+            transfer.asked = burst.offset
+        else:
+            del self.bursts[burst.target_transfer_tag]
+            transfer.bursts.remove(burst)
+            if burst.offset != burst.end and transfer.fault is None:
+                transfer.fault = Sense.INCORRECT_AMOUNT_OF_DATA
+        self.advance(task)
+
+    def forget(self, task: Task) -> None:
+        """The task is no more: its late Data-Out is dropped silently."""
+        transfer = task.transfer
+        if transfer is not None:
+            self.forgotten.append(task.initiator_task_tag)
+            for burst in transfer.bursts:
+                self.bursts.pop(burst.target_transfer_tag, None)
+            # A burst knows its task: without this the data of an aborted write, up to 16 MiB, would wait
+            # for the cycle collector, and a peer that aborts as fast as it writes would fill the memory.
+            transfer.bursts.clear()
+            transfer.unsolicited = None
+
+    # -- Data-Out PDUs ------------------------------------------------------------------------
+
+    def find(self, header: DataOut) -> Burst | None:
+        """The sequence that a PDU belongs to, on this connection."""
+        if header.target_transfer_tag != RESERVED_TAG:
+            burst = self.bursts.get(header.target_transfer_tag)
+            if burst is not None and burst.task.initiator_task_tag == header.initiator_task_tag:
+                return burst
+            return None
+        task = self.session.tasks.get(header.initiator_task_tag)
+        if task is None or task.connection is not self.connection or task.transfer is None:
+            return None
+        return task.transfer.unsolicited
+
+    def place(self, view: memoryview, at: int, size: int) -> memoryview | None:
+        """Where a long data segment should land: in its task's own buffer, if all is right with it."""
+        self._placed = None
+        if view[at] & 0x3F != Opcode.SCSI_DATA_OUT or self.connection.closing:
+            return None
+        header = DataOut.parse(view, at)
+        burst = self.find(header)
+        if burst is None or burst.task.transfer is None or _fault(burst, header, size) is not None:
+            return None
+        transfer = burst.task.transfer
+        if header.buffer_offset + size > transfer.need:
+            return None
+        self._placed = transfer.buffer[header.buffer_offset : header.buffer_offset + size]
+        return self._placed
+
+    def data_out(self, view: memoryview, at: int, data: memoryview) -> None:
+        """Take one Data-Out PDU."""
+        header = DataOut.parse(view, at)
+        burst = self.find(header)
+        if burst is None or burst.task.transfer is None:
+            self.stray(header, view, at, data)
+            return
+        transfer = burst.task.transfer
+        size = len(data)
+        if transfer.fault is None:
+            transfer.fault = _fault(burst, header, size)
+        if transfer.fault is None:
+            if data is not self._placed:
+                transfer.store(header.buffer_offset, data)
+            burst.offset += size
+            burst.data_sn += 1
+        self._placed = None
+        if header.flags & FINAL:
+            self.over(burst)
+
+    def stray(self, header: DataOut, view: memoryview, at: int, data: memoryview) -> None:
+        """A PDU of no sequence: of a command that waits for its turn, of a task that is no more, or wrong."""
+        if not self.keep_early(header, view, at, data) and header.initiator_task_tag not in self.forgotten:
+            self.connection.reject(RejectReason.INVALID_PDU_FIELD, view, at)
+
+    def damaged(self, view: memoryview, at: int, size: int) -> None:
+        """The data digest of a PDU is wrong: its command can not end well (RFC 7143 §7.8)."""
+        burst = self.find(DataOut.parse(view, at))
+        if burst is not None and burst.task.transfer is not None:
+            burst.task.transfer.fault = Sense.PROTOCOL_SERVICE_CRC_ERROR
+            if view[at + 1] & FINAL:
+                self.over(burst)
+
+
+def _fault(burst: Burst, header: DataOut, size: int) -> Sense | None:
+    """What is wrong with a Data-Out PDU in its sequence (RFC 7143 §11.7, §7.9, §11.4.7.2)."""
+    transfer = burst.task.transfer
+    assert transfer is not None
+    if transfer.fault is not None:
+        return transfer.fault
+    if transfer.bursts and burst is not transfer.bursts[0]:
+        return Sense.PROTOCOL_SERVICE_CRC_ERROR  # DataSequenceInOrder=Yes
+    if header.data_sn != burst.data_sn:
+        return Sense.PROTOCOL_SERVICE_CRC_ERROR  # one is missing, twice here or swapped
+    if header.buffer_offset != burst.offset or burst.offset + size > burst.end:
+        return Sense.INCORRECT_AMOUNT_OF_DATA
+    return None
