@@ -12,6 +12,7 @@ __all__ = [
     "DPO",
     "FUA",
     "compare_and_write",
+    "extended_copy",
     "get_lba_status",
     "inquiry",
     "log_sense",
@@ -353,3 +354,26 @@ def prevent_allow(prevent: int) -> bytes:
 def sanitize(service_action: int, length: int = 0, *, immediate: bool = False, ause: bool = False) -> bytes:
     """SANITIZE: 1 overwrite, 2 block erase, 3 cryptographic erase, 1Fh exit failure mode."""
     return pack("!BB5xHx", 0x48, immediate << 7 | ause << 5 | service_action, length)
+
+
+# -- third-party copies (SPC-4 §6.4.3, §6.6) -----------------------------------------------------------
+
+
+def extended_copy(
+    source: bytes, destination: bytes, ranges: Iterable[tuple[int, int, int]], block_size: int = 512
+) -> tuple[bytes, bytes]:
+    """EXTENDED COPY (LID1), block to block: CDB and parameter list.
+
+    ``source`` and ``destination`` are NAA designators, ``ranges`` (from LBA, to LBA, blocks).
+    """
+    cscds = b""
+    for naa in (source, destination):
+        identifier = bytes((1, 3, 0, len(naa))) + naa.ljust(20, b"\0")
+        cscds += bytes((0xE4, 0, 0, 0)) + identifier + b"\0" + block_size.to_bytes(3, "big")
+    segments = b""
+    for from_lba, to_lba, blocks in ranges:
+        segments += bytes.fromhex("0200 0018 0000 0001 0000") + blocks.to_bytes(2, "big")
+        segments += from_lba.to_bytes(8, "big") + to_lba.to_bytes(8, "big")
+    data = bytes((1, 0)) + len(cscds).to_bytes(2, "big") + bytes(4)
+    data += len(segments).to_bytes(4, "big") + bytes(4) + cscds + segments
+    return bytes((0x83, 0)) + bytes(8) + len(data).to_bytes(4, "big") + bytes(2), data

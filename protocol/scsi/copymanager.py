@@ -9,8 +9,9 @@ Source: SPC-4 r37 §5.17, §6.4 to 6.6, §6.18, §6.19, §6.23.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -23,7 +24,7 @@ from storage.base import Backend
 if TYPE_CHECKING:
     from protocol.scsi.device import LogicalUnit
 
-__all__ = ["MAXIMUM_RESULTS", "Copy", "Result", "Results", "copies", "results_of", "run", "visible_units"]
+__all__ = ["MAXIMUM_RESULTS", "Copy", "Result", "Results", "results_of", "run", "visible_units"]
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +56,19 @@ class Copy:
 
     source: Backend | None
     source_offset: int
+    unit: "LogicalUnit"
+    """Of the destination."""
     backend: Backend
     offset: int
     length: int
     durable: bool
     """The destination has WCE off."""
+
+    def pieces(self) -> Iterable[int]:
+        """Where in it the pieces of ``CHUNK_BYTES`` begin. Within one medium source and destination may
+        overlap: it goes in the direction in which nothing is overwritten that is still to be read."""
+        steps = range(0, self.length, CHUNK_BYTES)
+        return reversed(steps) if self.source is self.backend and self.source_offset < self.offset else steps
 
 
 def source_backend(unit: "LogicalUnit", request: Request) -> Backend:
@@ -85,12 +94,11 @@ def _accessible(unit: "LogicalUnit", request: Request, row: Command, needs: Need
     return backend
 
 
-def copies(request: Request, todo: list[Copy], progress: Callable[[int], None] | None = None) -> bool:
+def _copies(request: Request, todo: list[Copy], progress: Callable[[int], None]) -> bool:
     """Do them in order, on a worker; False: the command was aborted. ``progress`` hears the bytes done."""
     done = 0
     for copy in todo:
-        at = 0
-        while at < copy.length:
+        for at in copy.pieces():
             if request.aborted:
                 return False
             size = min(CHUNK_BYTES, copy.length - at)
@@ -98,10 +106,8 @@ def copies(request: Request, todo: list[Copy], progress: Callable[[int], None] |
                 copy.backend.write_zeroes(copy.offset + at, size)
             else:
                 copy.backend.copy_from(copy.source, copy.source_offset + at, copy.offset + at, size)
-            at += size
             done += size
-            if progress is not None:
-                progress(done)
+            progress(done)
         if copy.durable and copy.length:
             copy.backend.flush(copy.offset, copy.length)
     return True
@@ -162,13 +168,20 @@ def results_of(unit: "LogicalUnit") -> Results:
 
 
 def run(
-    unit: "LogicalUnit", request: Request, result: Result, work: Callable[[], Outcome], *, answer: bool = True
+    unit: "LogicalUnit", request: Request, result: Result, todo: list[Copy], *, answer: bool = True
 ) -> None:
-    """Run ``work`` on a worker, note its outcome in ``result``, and end the command with it if ``answer``."""
+    """Copy on a worker, keep account in ``result``, and end the command with its outcome if ``answer``.
 
-    def guarded() -> Outcome:
+    The ranges that it changes are claimed meanwhile: a COMPARE AND WRITE, a SANITIZE there wait for it and it
+    for them, and once it is aborted nothing may pass what is still at work for it.
+    """
+
+    def note(done: int) -> None:
+        result.transferred = done
+
+    def work() -> Outcome:
         try:
-            return work()
+            return GOOD if _copies(request, todo, note) else Outcome(ScsiStatus.TASK_ABORTED)
         except CheckCondition as condition:
             return unit.check(condition)
         except ReservationConflict:
@@ -181,12 +194,9 @@ def run(
 
     def done(outcome: Outcome) -> None:
         result.outcome = outcome
+        unit.release(request)
         if answer:
             unit.complete(request, outcome)
 
-    unit.lane.run(guarded, done)
-
-
-def finished(whole: bool) -> Outcome:
-    """The outcome of ``copies``."""
-    return GOOD if whole else Outcome(ScsiStatus.TASK_ABORTED)
+    ranges = [(copy.unit, copy.offset, copy.length) for copy in todo]
+    unit.claim(request, ranges, partial(unit.lane.run, work, done))

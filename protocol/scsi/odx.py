@@ -20,9 +20,7 @@ from protocol.enums import ScsiStatus
 from protocol.scsi.copymanager import (
     Copy,
     Result,
-    copies,
     destination_backend,
-    finished,
     results_of,
     run,
     source_backend,
@@ -216,11 +214,7 @@ def write_using_token(unit: "LogicalUnit", request: Request) -> Outcome | None:
     result = results_of(unit).begin(unit, request.nexus, list_identifier, _WRITE_USING_TOKEN)
     result.segments = len(ranges)
     immediate = bool(data[2] & _IMMED)
-
-    def note(done: int) -> None:
-        result.transferred = done
-
-    run(unit, request, result, lambda: finished(copies(request, todo, note)), answer=not immediate)
+    run(unit, request, result, todo, answer=not immediate)
     return GOOD if immediate else None
 
 
@@ -276,7 +270,8 @@ def _pair(
         while left:
             source, begin, size = pieces[at]
             length = min(left, size - used)
-            todo.append(Copy(source, begin + used, destination, offset, length, not unit.write_cache))
+            durable = not unit.write_cache
+            todo.append(Copy(source, begin + used, unit, destination, offset, length, durable))
             offset += length
             left -= length
             used += length

@@ -7,13 +7,15 @@ Rules:
   a later command. As long as there is nothing of the kind, the cost is one attribute test.
 * Where the operator has set I/O limits (``limit``), commands that move data wait for their share as well;
   others do not.
+* A command that changes ranges it learns of late, maybe of other media, as a third-party copy does, claims
+  them (``claim``): what is exclusive and such a copy never run on the same blocks.
 * Someone outside may ask for a moment in which nothing writes (``hold_still``), to take a snapshot.
 * An abort never waits for the medium: the task is gone at once, its thread is left to end.
 * A task that waited is run and delivered in its order, maybe within the call that let it go.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 from weakref import WeakSet
 
@@ -21,7 +23,7 @@ from protocol.enums import ScsiStatus, TaskAttribute
 from protocol.scsi.commands import Command
 from protocol.scsi.request import Nexus, Outcome, Request
 
-__all__ = ["PLAIN", "Pause", "TaskSet", "Throttle"]
+__all__ = ["PLAIN", "Claims", "Pause", "TaskSet", "Throttle"]
 
 TASK_ABORTED = Outcome(ScsiStatus.TASK_ABORTED)
 
@@ -71,6 +73,46 @@ class Pause:
         self.begun: Callable[[], None] | None = begun
 
 
+class Claims:
+    """The ranges that one command has claimed; it begins when nothing exclusive is at any of them."""
+
+    __slots__ = ("begun", "ranges")
+
+    def __init__(self, ranges: "Iterable[tuple[TaskSet, int, int]]", begun: Callable[[], None]) -> None:
+        self.begun: Callable[[], None] | None = begun
+        """Still to be called."""
+        self.ranges = [_Claim(self, *each) for each in ranges if each[2]]
+
+    def begin(self) -> None:
+        """Let it begin, if it may and has not."""
+        if self.begun is not None and not any(claim.barred for claim in self.ranges):
+            self.begin_at_once()
+
+    def begin_at_once(self) -> None:
+        """Whatever is there: its command was aborted, and it will change nothing."""
+        begun, self.begun = self.begun, None
+        for claim in self.ranges:
+            claim.unit._claiming.pop(self, None)
+        if begun is not None:
+            begun()
+
+
+class _Claim:
+    """One of them: a write under way, to all others."""
+
+    __slots__ = ("length", "offset", "owner", "unit")
+
+    def __init__(self, owner: Claims, unit: "TaskSet", offset: int, length: int) -> None:
+        self.owner = owner
+        self.unit = unit
+        self.offset = offset
+        self.length = length
+
+    @property
+    def barred(self) -> bool:
+        return any(_overlap(other, self) for other in self.unit._barriers)
+
+
 def _ignore(request: Request) -> None:
     """Nobody asked to hear of it."""
 
@@ -90,9 +132,13 @@ class TaskSet(ABC):
         """Told of each task that another nexus, a reset or a preemption ended: it has no outcome."""
         self.tasks: dict[Request, None] = {}
         """Oldest first."""
-        self._running: dict[Request, None] = {}
+        self._running: dict[Request | _Claim, None] = {}
         self._waiting: dict[Request, None] = {}
-        self._barriers: dict[Request | Pause, None] = {}
+        self._barriers: dict[Request | Pause | _Claim, None] = {}
+        self._claims: dict[Request, Claims] = {}
+        """Those of this unit's commands, wherever their ranges are."""
+        self._claiming: dict[Claims, None] = {}
+        """Those that wait to begin and have ranges on this medium."""
         self._beside: WeakSet[TaskSet] = WeakSet((self,))  # all that have the same medium
         self._ordering = 0  # tasks in the set that are ORDERED or HEAD OF QUEUE
         self._throttle: Throttle | None = None
@@ -106,6 +152,7 @@ class TaskSet(ABC):
         """
         self._running = other._running
         self._barriers = other._barriers
+        self._claiming = other._claiming
         self._beside = other._beside
         self._beside.add(self)
         self._crowded = bool(self._barriers or self._throttle)
@@ -139,11 +186,31 @@ class TaskSet(ABC):
 
     def _begin_pauses(self) -> None:
         for pause in list(self._barriers):
-            if isinstance(pause, Pause) and pause.begun is not None:
-                running = (request.command for request in self._running)
-                if not any(row is None or row.changes for row in running):
-                    begun, pause.begun = pause.begun, None
-                    begun()
+            if isinstance(pause, Pause) and pause.begun is not None and not any(map(_writes, self._running)):
+                begun, pause.begun = pause.begun, None
+                begun()
+
+    def claim(
+        self, request: Request, ranges: "Iterable[tuple[TaskSet, int, int]]", begun: Callable[[], None]
+    ) -> None:
+        """For a command of this unit that is under way, claim what it will change: (unit, offset, length).
+
+        ``begun`` is called, now or later, when it may begin; from now on what is exclusive waits for it.
+        """
+        claims = self._claims[request] = Claims(ranges, begun)
+        for claim in claims.ranges:
+            claim.unit._running[claim] = None
+            claim.unit._claiming[claims] = None
+        claims.begin()
+
+    def release(self, request: Request) -> None:
+        """What ``claim`` began has ended, well or badly."""
+        for claim in self._claims.pop(request).ranges:
+            unit = claim.unit
+            unit._running.pop(claim, None)
+            unit._barriers.pop(claim, None)
+            unit._begin_pauses()
+            unit._advance_beside()
 
     @abstractmethod
     def _start(self, request: Request, row: Command) -> Outcome | None:
@@ -213,9 +280,9 @@ class TaskSet(ABC):
 
     # -- what must wait -----------------------------------------------------------------------
 
-    def _bar(self, request: Request) -> None:
-        if request.length:
-            self._barriers[request] = None
+    def _bar(self, what: "Request | _Claim") -> None:
+        if what.length:
+            self._barriers[what] = None
             for unit in self._beside:
                 unit._crowded = True
 
@@ -226,7 +293,6 @@ class TaskSet(ABC):
     def _must_wait(self, request: Request) -> bool:
         """Is there anything in the unit that this task may not run beside or overtake?"""
         row = request.command
-        at, end = request.offset, request.offset + request.length
         own = _CLASS.get(request.attribute, _SIMPLE)
         waiting = self._waiting
         for older in self.tasks:  # in the order of admission: so nothing can wait in a circle
@@ -234,18 +300,15 @@ class TaskSet(ABC):
                 break
             if _WAITS[_CLASS.get(older.attribute, _SIMPLE), own]:
                 return True
-            if older in waiting and older.offset < end and at < older.offset + older.length:
+            if older in waiting and _overlap(older, request):
                 return True
-        for other in self._barriers:
-            if other.offset < end and at < other.offset + other.length:
-                return True
-        if row is not None and row.exclusive:
-            for other in self._running:
-                if other.offset < end and at < other.offset + other.length:
-                    return True
-        return False
+        if any(_overlap(other, request) for other in self._barriers):
+            return True
+        return row is not None and row.exclusive and any(_overlap(other, request) for other in self._running)
 
     def _advance_beside(self) -> None:
+        for claims in list(self._claiming):
+            claims.begin()
         for unit in self._beside:
             if unit._crowded:
                 unit._advance()
@@ -300,11 +363,20 @@ class TaskSet(ABC):
         del self.tasks[request]
         self._unorder(request)
         row = request.command
+        if request in self._claims:
+            self._abandon(self._claims[request])
         if self._waiting.pop(request, self) is self and request in self._running:
             if row is not None and row.changes:
                 self._bar(request)  # its thread may still write: nobody may pass it there
             elif row is not None and row.exclusive:
                 self._barriers.pop(request, None)
+
+    def _abandon(self, claims: Claims) -> None:
+        if claims.begun is not None:
+            claims.begin_at_once()
+        else:
+            for claim in claims.ranges:
+                claim.unit._bar(claim)
 
     def abort_task_set(self, nexus: Nexus) -> list[Request]:
         """ABORT TASK SET: all tasks of the nexus; returns them."""
@@ -316,6 +388,17 @@ class TaskSet(ABC):
         if requests:
             self._advance_beside()
         return requests
+
+
+def _overlap(one: Request | Pause | _Claim, other: Request | _Claim) -> bool:
+    return one.offset < other.offset + other.length and other.offset < one.offset + one.length
+
+
+def _writes(running: Request | _Claim) -> bool:
+    """It may be changing the medium now."""
+    if isinstance(running, _Claim):
+        return running.owner.begun is None
+    return running.command is None or running.command.changes
 
 
 def _moved(request: Request) -> int:

@@ -9,7 +9,6 @@ Source: SPC-4 r37 §6.4.3, §6.6, §6.18, §6.19, §7.8.17.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from protocol.enums import ScsiStatus
@@ -17,9 +16,7 @@ from protocol.scsi import odx
 from protocol.scsi.copymanager import (
     Copy,
     Result,
-    copies,
     destination_backend,
-    finished,
     results_of,
     run,
     source_backend,
@@ -121,17 +118,9 @@ def extended_copy(unit: "LogicalUnit", request: Request) -> Outcome | None:
     except CheckCondition as condition:
         result.outcome = unit.check(condition)
         raise
-
-    def work() -> Outcome:
-        return finished(copies(request, todo, partial(_note, result)))
-
     result.segments = len(todo)
-    run(unit, request, result, work)
+    run(unit, request, result, todo)
     return None
-
-
-def _note(result: Result, done: int) -> None:
-    result.transferred = done
 
 
 def _decode(data: bytes) -> tuple[list[bytes], list[_Segment]]:
@@ -208,6 +197,7 @@ def _resolve(unit: "LogicalUnit", request: Request, descriptors: list[bytes], se
     return Copy(
         source_backend(source, request),
         source_offset,
+        destination,
         destination_backend(destination, request),
         offset,
         length,

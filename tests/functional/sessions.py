@@ -74,24 +74,7 @@ def unit_name(initiator: SocketInitiator, lun: int = 0) -> bytes:
     raise AssertionError("the unit has no NAA designator")
 
 
-# -- parameter lists (SPC-4 §6.4, SBC-3 §5.10, §5.47) ---------------------------------------------------
-
-
-def extended_copy(
-    source: bytes, destination: bytes, ranges: list[tuple[int, int, int]]
-) -> tuple[bytes, bytes]:
-    """EXTENDED COPY (LID1), block to block: CDB and list; ``ranges`` are (from LBA, to LBA, blocks)."""
-    cscds = b""
-    for naa in (source, destination):
-        identifier = bytes((1, 3, 0, len(naa))) + naa.ljust(20, b"\0")
-        cscds += bytes((0xE4, 0, 0, 0)) + identifier + b"\0" + BLOCK.to_bytes(3, "big")
-    segments = b""
-    for from_lba, to_lba, blocks in ranges:
-        segments += bytes.fromhex("0200 0018 0000 0001 0000") + blocks.to_bytes(2, "big")
-        segments += from_lba.to_bytes(8, "big") + to_lba.to_bytes(8, "big")
-    data = bytes((1, 0)) + len(cscds).to_bytes(2, "big") + bytes(4)
-    data += len(segments).to_bytes(4, "big") + bytes(4) + cscds + segments
-    return bytes((0x83, 0)) + bytes(8) + len(data).to_bytes(4, "big") + bytes(2), data
+# -- tokens (SPC-4 §6.23, SBC-3 §5.10, §5.47) -----------------------------------------------------------
 
 
 def _token_command(action: int, list_id: int, body: bytes) -> tuple[bytes, bytes]:

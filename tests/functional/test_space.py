@@ -12,7 +12,6 @@ from tests.functional.sessions import (
     BLOCK,
     GOOD,
     daemon_in,
-    extended_copy,
     log_in,
     populate_token,
     read,
@@ -146,7 +145,7 @@ def by_extended_copy(initiator: SocketInitiator) -> None:
     source, destination = unit_name(initiator, 0), unit_name(initiator, 1)
     step = 16 * MIB // BLOCK
     ranges = [(lba, lba, step) for lba in range(0, SIZE // BLOCK, step)]
-    cdb, data = extended_copy(source, destination, ranges)
+    cdb, data = cdbs.extended_copy(source, destination, ranges)
     assert initiator.command(cdb, data).good
 
 

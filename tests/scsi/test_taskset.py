@@ -9,7 +9,8 @@ from protocol.scsi.request import Request
 from protocol.scsi.sense import CheckCondition, Sense
 from storage.base import Buffer
 from storage.memory import Memory
-from tests.scsi.support import BLOCK, BLOCKS, Disk, HeldLane, make_nexus, sense_of, triple
+from tests import cdbs
+from tests.scsi.support import BLOCK, BLOCKS, Disk, HeldLane, make_config, make_nexus, sense_of, triple
 
 SIMPLE, ORDERED, HEAD = TaskAttribute.SIMPLE, TaskAttribute.ORDERED, TaskAttribute.HEAD_OF_QUEUE
 GOOD = ScsiStatus.GOOD
@@ -41,6 +42,7 @@ def compare_and_write(lba: int) -> bytes:
     return b"\x89\0" + lba.to_bytes(8, "big") + bytes((0, 0, 0, 1, 0, 0))
 
 
+NAA = bytes.fromhex(make_config().naa[2:])
 OLD, NEW, OTHER = bytes(BLOCK), b"n" * BLOCK, b"o" * BLOCK
 
 
@@ -318,7 +320,7 @@ def test_after_everything_the_hot_path_is_clear_again(disk: Disk, lane: HeldLane
 
 # -- any mixture ------------------------------------------------------------------------------------------
 
-KINDS = st.sampled_from(["read", "write", "compare", "inquiry"])
+KINDS = st.sampled_from(["read", "write", "compare", "inquiry", "copy"])
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("new"), KINDS, st.integers(0, 5), st.sampled_from([SIMPLE, ORDERED, HEAD])),
@@ -336,6 +338,7 @@ def make(disk: Disk, kind: str, lba: int, attribute: TaskAttribute) -> Request:
         "write": (write(lba, 2), NEW + NEW),
         "compare": (compare_and_write(lba), OLD + NEW),
         "inquiry": (bytes.fromhex("120000002400"), b""),
+        "copy": cdbs.extended_copy(NAA, NAA, [(lba, lba + 1, 2), (lba + 3, lba, 2)]),
     }[kind]
     return disk.request(cdb, data, attribute=attribute)
 

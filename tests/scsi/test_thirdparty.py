@@ -1,13 +1,15 @@
 """EXTENDED COPY, ODX tokens and what can be asked about them (SPC-4 r37 §6.4 to 6.23, SBC-3 r36 §5.10)."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from protocol.enums import ScsiStatus
+from protocol.scsi import copymanager
 from protocol.scsi.device import LogicalUnit, Target
 from protocol.scsi.odx import MAXIMUM_RANGES, TOKEN_BYTES
-from protocol.scsi.request import Outcome
+from protocol.scsi.request import Outcome, Request
 from protocol.scsi.reservations import Reservations
 from protocol.scsi.sense import Sense, SenseKey
 from protocol.scsi.thirdparty import (
@@ -256,6 +258,145 @@ def test_a_failing_medium_ends_the_copy_with_its_own_sense() -> None:
     pair.other.backend = Full(BLOCKS * BLOCK)
     outcome = pair.run(*copy([cscd(NAA_1), cscd(NAA_2)], [blocks(0, 1, 1, 0, 0)]))
     assert sense_of(outcome) == triple(Sense.SPACE_ALLOCATION_FAILED)
+
+
+# -- a copy is a writer of its destination ------------------------------------------------------------
+
+COMPARE_AND_WRITE = "89 00 0000000000000005 000000 01 00 00"
+
+
+def by_extended_copy(pair: Pair) -> tuple[bytes, bytes]:
+    """Blocks 0 to 7 of the first unit to the same place of the second, by the first."""
+    return copy([cscd(NAA_1), cscd(NAA_2)], [blocks(0, 1, 8, 0, 0)])
+
+
+def start_other(pair: Pair, cdb: bytes | str, data: bytes = b"") -> Request:
+    """A command to the second unit, to its end if that comes."""
+    request = pair.request(cdb, data)
+    outcome = pair.other.admit(request) or pair.other.submit(request)
+    if outcome is not None:
+        pair.delivered[request] = outcome
+    return request
+
+
+@pytest.fixture
+def held() -> tuple[Pair, HeldLane]:
+    """A pair whose copies have not begun when a command to copy has."""
+    lane = HeldLane()
+    pair = Pair(lane=lane)
+    medium(pair.unit).write(0, A * 8)
+    medium(pair.other).write(0, B * 8)
+    pair.other.set_mode(replace(pair.other.mode, write_cache=False))  # so that what it does goes to the lane
+    return pair, lane
+
+
+def test_a_later_write_cannot_be_overwritten_by_an_aborted_copy(held: tuple[Pair, HeldLane]) -> None:
+    """The abort is done at once; the thread may be in the middle of a piece, and nobody may pass it there."""
+    pair, lane = held
+    request = pair.start(*by_extended_copy(pair))
+    assert pair.unit.abort(request)
+    later = start_other(pair, "2A 00 00000005 00 0001 00", B)
+    elsewhere = start_other(pair, "2A 00 00000009 00 0001 00", B)
+    assert len(lane.jobs) == 2, "the copy and elsewhere"
+    lane.release(1)
+    assert later not in pair.delivered
+    lane.release()
+    assert pair.delivered[later].status == pair.delivered[elsewhere].status == GOOD
+    assert medium(pair.other).read(5 * BLOCK, BLOCK) == B
+    assert not pair.unit.tasks and not pair.other.tasks
+    assert pair.other.write_at_once(0x2A, 0, 1, A) is False, "WCE is off"
+    pair.other.set_mode(replace(pair.other.mode, write_cache=True))
+    assert pair.other.write_at_once(0x2A, 0, 1, A), "nothing is left of it"
+
+
+@pytest.mark.parametrize("first", ["copy", "compare and write"])
+def test_a_copy_and_a_compare_and_write_never_meet_on_a_block(
+    held: tuple[Pair, HeldLane], first: str
+) -> None:
+    """SBC-3 §5.2: what is compared is what is replaced, whoever writes; commands elsewhere go on."""
+    pair, lane = held
+    if first == "copy":
+        copying = pair.start(*by_extended_copy(pair))
+        exclusive = start_other(pair, COMPARE_AND_WRITE, A + bytes(BLOCK))
+    else:
+        exclusive = start_other(pair, COMPARE_AND_WRITE, B + bytes(BLOCK))
+        copying = pair.start(*by_extended_copy(pair))
+    start_other(pair, "2A 00 00000009 00 0001 00", B)
+    assert len(lane.jobs) == 2, "the first and the one elsewhere"
+    lane.release(1)
+    lane.release()
+    lane.release()
+    assert pair.delivered[copying].status == pair.delivered[exclusive].status == GOOD
+    assert medium(pair.other).read(5 * BLOCK, BLOCK) == (bytes(BLOCK) if first == "copy" else A)
+
+
+def test_a_copy_that_waits_can_be_aborted(held: tuple[Pair, HeldLane]) -> None:
+    pair, lane = held
+    exclusive = start_other(pair, COMPARE_AND_WRITE, B + A)
+    copying = pair.start(*by_extended_copy(pair))
+    assert pair.unit.abort(copying)
+    second = start_other(pair, COMPARE_AND_WRITE, A + B)
+    lane.release(1)
+    lane.release()
+    lane.release()
+    assert pair.delivered[exclusive].status == pair.delivered[second].status == GOOD
+    assert copying not in pair.delivered
+    assert medium(pair.other).read(0, 8 * BLOCK) == B * 8
+
+
+def test_a_medium_is_not_sanitized_under_a_copy_to_it(held: tuple[Pair, HeldLane]) -> None:
+    """SBC-3 §4.11.2: nothing that was on it before is on it afterwards."""
+    pair, lane = held
+    pair.start(*by_extended_copy(pair))
+    erase = start_other(pair, "4802 0000000000 0000 00")
+    assert len(lane.jobs) == 1, "the copy"
+    while lane.jobs:
+        lane.release(1)
+    assert pair.delivered[erase].status == GOOD
+    assert medium(pair.other).read(0, 8 * BLOCK) == bytes(8 * BLOCK)
+
+
+def test_a_snapshot_waits_for_a_copy_to_it(held: tuple[Pair, HeldLane]) -> None:
+    pair, lane = held
+    pair.start(*by_extended_copy(pair))
+    begun: list[bool] = []
+    pause = pair.other.hold_still(lambda: begun.append(True))
+    second = pair.start(*copy([cscd(NAA_1), cscd(NAA_2)], [blocks(0, 1, 1, 0, 100)], list_id=2))
+    assert not begun
+    lane.release()
+    assert begun == [True]
+    assert second not in pair.delivered
+    pair.other.go_on(pause)
+    lane.release()
+    assert pair.delivered[second].status == GOOD
+
+
+def test_an_immediate_token_copy_is_a_writer_although_its_command_has_ended(
+    held: tuple[Pair, HeldLane],
+) -> None:
+    pair, lane = held
+    token = make_token(pair, (0, 8))
+    assert pair.delivered[start_other(pair, *write_using(token, (0, 8), flags=0x01))].status == GOOD
+    exclusive = start_other(pair, COMPARE_AND_WRITE, A + bytes(BLOCK))
+    assert len(lane.jobs) == 1
+    lane.release()
+    lane.release()
+    assert pair.delivered[exclusive].status == GOOD
+
+
+@pytest.mark.parametrize(("source", "destination"), [(0, 3), (3, 0), (0, 0)])
+def test_ranges_that_overlap_are_copied_as_if_read_first(
+    monkeypatch: pytest.MonkeyPatch, source: int, destination: int
+) -> None:
+    """Also where they are farther apart than what is copied between two looks for an abort."""
+    monkeypatch.setattr(copymanager, "CHUNK_BYTES", 2 * BLOCK)
+    pair = Pair()
+    image = b"".join(bytes((n,)) * BLOCK for n in range(1, 16))
+    medium(pair.unit).write(0, image)
+    command = copy([cscd(NAA_1)], [blocks(0, 0, 9, source, destination)])
+    assert pair.run(*command).status == GOOD
+    found = medium(pair.unit).read(destination * BLOCK, 9 * BLOCK)
+    assert found == image[source * BLOCK : (source + 9) * BLOCK]
 
 
 # -- RECEIVE COPY RESULTS -----------------------------------------------------------------------------
