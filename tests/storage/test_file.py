@@ -198,6 +198,7 @@ def test_after_a_slow_inline_write_a_worker_takes_the_next(
 
     extent = File(str(path))
     monkeypatch.setattr("storage.paged.perf_counter", clock)
+    monkeypatch.setattr("storage.paged.SLOW_WRITE_S", 0.01)
     assert extent.write_nowait(0, bytes(4096))
     assert not extent.write_nowait(0, bytes(4096))
     now[0] += 10

@@ -92,10 +92,7 @@ def test_stores_of_several_threads_do_not_mix(tmp_path: Path) -> None:
     def write(number: int) -> None:
         for turn in range(rounds):
             data = bytes((number, turn % 256)) * (PAGE // 2)
-            if not backend.write_nowait(
-                number * PAGE, data
-            ):  # a write that took long sends the next elsewhere
-                backend.write(number * PAGE, data)
+            assert backend.write_nowait(number * PAGE, data)
             assert backend.read(number * PAGE, PAGE) == data
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
