@@ -201,6 +201,17 @@ class SessionTable:
         self.ended: Callable[[Session], None] | None = None
         """Called once when a session is over."""
 
+    # The two that a table which is one of several answers with the others in mind.
+
+    def new_id(self, connection: "Connection") -> int:
+        """The ``Session.id`` of the session that this connection begins."""
+        self._last_id += 1
+        return self._last_id
+
+    def has_room(self) -> bool:
+        """Whether there may be one normal session more; it is made at once if there may."""
+        return self.normal_count() < self.max_sessions
+
     def normal_count(self) -> int:
         """Sessions that are not discovery sessions."""
         return len(self._by_port)
@@ -221,7 +232,7 @@ class SessionTable:
             return self._join(login, existing, connection)
         if existing is not None:
             self.end(existing, "session reinstatement")
-        if grant.target is not None and self.normal_count() >= self.max_sessions:
+        if grant.target is not None and not self.has_room():
             return Refusal(
                 LoginStatus.OUT_OF_RESOURCES,
                 f"iscsi_maxsesh: {self.max_sessions} sessions exist already",
@@ -234,8 +245,7 @@ class SessionTable:
         tsih = self._free_tsih()
         if not tsih:
             return Refusal(LoginStatus.OUT_OF_RESOURCES, "every TSIH is in use")
-        self._last_id += 1
-        session = Session(self._last_id, tsih, login, cmd_sn, now)
+        session = Session(self.new_id(connection), tsih, login, cmd_sn, now)
         self.sessions[session.id] = session
         self._by_tsih[tsih] = session
         if session.target is not None:

@@ -232,6 +232,7 @@ _ENDS = (
     ("connection reinstatement", "reinstatement"),
     ("target cold reset", "target_reset"),
     ("target removed", "target_removed"),
+    ("target moved", "target_moved"),
     ("ended by an administrator", "administrator"),
     ("stopped", "stopped"),
     ("shutdown", "stopped"),

@@ -30,10 +30,11 @@ from protocol.management import forget_aborted
 from protocol.scsi import sanitize
 from protocol.scsi.device import LogicalUnit, Reset, UnitConfig
 from protocol.scsi.device import Target as ScsiTarget
+from protocol.scsi.registrations import State as ReservationState
 from protocol.scsi.request import Nexus
 from protocol.scsi.reservations import KEPT_AS as RESERVATIONS_KEPT_AS
 from protocol.scsi.reservations import Reservations
-from protocol.session import Session
+from protocol.session import Session, SessionTable
 from storage.base import TICK_INTERVAL_S, Backend
 from storage.open import Created, ExtentSpec, clone_file, open_backend
 from targetd.access import PortalAuthorizer, View, credentials_of
@@ -53,6 +54,7 @@ from targetd.interface import (
     UnitStatistics,
     VisibleLun,
 )
+from targetd.keeper import Keeper, StoreError
 from targetd.lanes import Completions, Lane, off_loop
 from targetd.loop import Loop
 from targetd.lucserver import ControllerServer
@@ -74,7 +76,6 @@ from targetd.model import (
 )
 from targetd.patrol import Job, Patrol
 from targetd.server import Channel, Server, bind, bind_reason
-from targetd.store import Store, StoreError
 from targetd.throttle import Throttle
 
 __all__ = ["Runtime"]
@@ -162,19 +163,25 @@ class Runtime:
 
     def __init__(
         self,
-        store: Store,
+        store: Keeper,
         extent_roots: Sequence[Path],
         loop: Loop,
         pools: Mapping[str, Path] | None = None,
+        *,
+        listens: bool = True,
+        sessions: SessionTable | None = None,
     ) -> None:
         """
         Args:
             extent_roots: where File extents may live.
             pools: directory pools by name.
+            listens: False: another process has the portals and the logical unit controller.
+            sessions: as ``Server`` takes it.
         """
         self._store = store
         self._roots = tuple(extent_roots)
         self._pools = dict(pools or {})
+        self._listens = listens
         self._loop = loop
         self._lock = asyncio.Lock()
         self._config = Configuration()
@@ -191,7 +198,7 @@ class Runtime:
         self._stopping = False
         self._changes = self._changes_failed = self._events_lost = 0
         self._save_s = self._save_longest_s = 0.0
-        self.server = Server(loop, lambda: self._view, self._note, self._tick)
+        self.server = Server(loop, lambda: self._view, self._note, self._tick, sessions=sessions)
         self.server.sessions.ended = self._session_ended
         self.controller = ControllerServer(self)
         self._completions = Completions(loop, self.server.flush_stirred)
@@ -214,29 +221,47 @@ class Runtime:
             if new is old:
                 return old
             validate(new, old)
-            changes = diff(old, new)
-            clone = await self._clone(clone_of, changes) if clone_of is not None else None
-            prepared = await self._prepared(old, new, changes, clone)
-            try:
-                self._bind_portals(new, prepared)
-                prepared.controller = await self.controller.prepare(new)
-                await self._save(old, new)
-            except BaseException:
-                self._changes_failed += 1
-                await off_loop(prepared.undo)
-                raise
-            retired = self._swap(old, new, changes, prepared)
-            doomed = [Path(old.extents[id].path) for id in discard_files if id not in new.extents]
-            await self._retired(retired, doomed)
-            self._announce(
-                "configuration",
-                globals=old.globals != new.globals or old.service_enabled != new.service_enabled,
-                changed={
-                    collection: {"written": sorted(change.written), "removed": sorted(change.removed)}
-                    for collection, change in changes.items()
-                },
-            )
+            await self._carry_out(new, discard_files, clone_of)
+            self.announce_change(old, new)
             return new
+
+    async def carry_out(
+        self, new: Configuration, discard_files: frozenset[int] = frozenset(), clone_of: int | None = None
+    ) -> None:
+        """``apply`` for one of several processes: what all of them have was validated as a whole, and is
+        announced as a whole."""
+        async with self._lock:
+            await self._carry_out(new, discard_files, clone_of)
+
+    async def _carry_out(
+        self, new: Configuration, discard_files: frozenset[int], clone_of: int | None
+    ) -> None:
+        old = self._config
+        changes = diff(old, new)
+        clone = await self._clone(clone_of, changes) if clone_of is not None else None
+        prepared = await self._prepared(old, new, changes, clone)
+        try:
+            self._bind_portals(new, prepared)
+            await self._prepare_controller(new, prepared)
+            await self._save(old, new)
+        except BaseException:
+            self._changes_failed += 1
+            await off_loop(prepared.undo)
+            raise
+        retired = self._swap(old, new, changes, prepared)
+        doomed = [Path(old.extents[id].path) for id in discard_files if id not in new.extents]
+        await self._retired(retired, doomed)
+
+    def announce_change(self, old: Configuration, new: Configuration) -> None:
+        """Tell the readers of the event stream what a change did."""
+        self.announce(
+            "configuration",
+            globals=old.globals != new.globals or old.service_enabled != new.service_enabled,
+            changed={
+                collection: {"written": sorted(change.written), "removed": sorted(change.removed)}
+                for collection, change in diff(old, new).items()
+            },
+        )
 
     async def _save(self, old: Configuration, new: Configuration) -> None:
         began = self._loop.time()
@@ -414,15 +439,62 @@ class Runtime:
             ConfigError: a portal cannot be bound; nothing listens then.
         """
         self._kept = await self._store.items(KEPT)
-        prepared = await self._open_stored(config)
+        await self._bring_up(config)
+
+    async def _bring_up(self, config: Configuration) -> None:
+        """Make this the configuration in force, its new extents opened as they were left."""
+        old = self._config
+        prepared = await self._open_stored(
+            [extent for extent in config.extents.values() if extent.id not in old.extents]
+        )
         try:
             self._bind_portals(config, prepared)
-            prepared.controller = await self.controller.prepare(config)
+            await self._prepare_controller(config, prepared)
         except BaseException:
             await off_loop(prepared.undo)
             raise
-        empty = Configuration()
-        self._swap(empty, config, diff(empty, config), prepared)
+        await self._retired(self._swap(old, config, diff(old, config), prepared), [])
+
+    # -- targets that move between processes ----------------------------------------------------
+
+    async def hand_on(self, new: Configuration) -> dict[int, ReservationState]:
+        """Let go of the targets and extents that ``new`` lacks: another process shall have them.
+
+        Their initiators are asked to log out first, and what they still have under way is over, or has lost
+        its medium, when this returns.
+
+        Returns:
+            Extent id → its persistent reservation, kept for power losses or not.
+        """
+        async with self._lock:
+            old = self._config
+            gone = [live for id, live in self._targets.items() if id not in new.targets]
+            table = self.server.sessions
+            leaving = [session for session in table.sessions.values() if session.target in gone]
+            await self._log_out(leaving, "target moved")
+            for channel in list(self.server.channels):
+                if channel.connection.session is None:  # it may be about to have a session on one of them
+                    channel.drop("target moved")
+            lost = old.extents.keys() - new.extents.keys()
+            states = {id: self._extents[id].reservations.state for id in lost}
+            retired = self._swap(old, new, diff(old, new), _Prepared())
+            await self._retired(retired, [])
+            return states
+
+    async def take_over(
+        self, new: Configuration, kept: Mapping[str, bytes], states: Mapping[int, ReservationState]
+    ) -> None:
+        """Bring up what another process has let go of.
+
+        Args:
+            kept: what its extents had kept in the store.
+            states: as ``hand_on`` gave them.
+        """
+        async with self._lock:
+            self._kept.update(kept)
+            await self._bring_up(new)
+            for id, state in states.items():
+                self._extents[id].reservations.take_over(state)
 
     async def stop(self) -> None:
         """Stop accepting, ask initiators to log out, finish what runs, flush every extent, close."""
@@ -561,10 +633,10 @@ class Runtime:
             work = self._keep_running(off_loop(_retire, backends, doomed))
             await asyncio.wait({work}, timeout=RETIRE_PATIENCE_S)
 
-    async def _open_stored(self, config: Configuration) -> _Prepared:
+    async def _open_stored(self, extents: Sequence[Extent]) -> _Prepared:
         """At start a missing medium is no error of the configuration, and one that hangs keeps nobody."""
         prepared = _Prepared()
-        waiting = dict(config.extents)
+        waiting = {extent.id: extent for extent in extents}
         all_done = asyncio.Event()
 
         def opened(extent: Extent, result: Backend | OSError | ValueError) -> None:
@@ -582,8 +654,7 @@ class Runtime:
                 all_done.set()
 
         self._patrol.add(
-            (partial(_opened, self._existing(extent)), partial(opened, extent))
-            for extent in config.extents.values()
+            (partial(_opened, self._existing(extent)), partial(opened, extent)) for extent in extents
         )
         left = len(waiting)
         while waiting:
@@ -601,7 +672,7 @@ class Runtime:
 
     def _bind_portals(self, new: Configuration, prepared: _Prepared) -> None:
         """Bind what is wanted and not listened on yet. Binding to a local address does not wait."""
-        for address, portal_id in _wanted_addresses(new).items():
+        for address, portal_id in self._wanted_addresses(new).items():
             if address in self.server.listeners:
                 continue
             try:
@@ -609,6 +680,16 @@ class Runtime:
             except OSError as error:
                 message = f"{address} {bind_reason(error)}."
                 raise ConfigError.one("portals", "addresses", message, portal_id) from None
+
+    async def _prepare_controller(self, new: Configuration, prepared: _Prepared) -> None:
+        if self._listens:
+            prepared.controller = await self.controller.prepare(new)
+
+    def _wanted_addresses(self, config: Configuration) -> dict[str, int]:
+        """Address → portal id of everything to listen on."""
+        if not self._listens or not config.service_enabled:
+            return {}
+        return {address: portal.id for portal in config.portals.values() for address in portal.addresses}
 
     # -- swap: cannot fail --------------------------------------------------------------------
 
@@ -633,7 +714,8 @@ class Runtime:
         table = self.server.sessions
         table.max_sessions = new.globals.max_sessions
         self._swap_portals(old, new, prepared)
-        self.controller.swap(new, prepared.controller)
+        if self._listens:
+            self.controller.swap(new, prepared.controller)
         leaving = [session for session in table.sessions.values() if session.target in gone]
         if not new.service_enabled:
             leaving = list(table.sessions.values())
@@ -800,7 +882,7 @@ class Runtime:
         return gone
 
     def _swap_portals(self, old: Configuration, new: Configuration, prepared: _Prepared) -> None:
-        wanted = _wanted_addresses(new)
+        wanted = self._wanted_addresses(new)
         for address in list(self.server.listeners):
             if address not in wanted:
                 self.server.unlisten(address)
@@ -838,7 +920,7 @@ class Runtime:
             session.grant.target_name or "discovery",
             session.ended,
         )
-        self._announce("session.end", id=session.id, initiator=session.initiator_name, reason=session.ended)
+        self.announce("session.end", id=session.id, initiator=session.initiator_name, reason=session.ended)
 
     # -- housekeeping -------------------------------------------------------------------------
 
@@ -940,10 +1022,10 @@ class Runtime:
         extent = live.extent
         if status == "ok":
             log.info("extent %s: its medium is well again", extent.name)
-            self._announce("extent.ready", id=extent.id, name=extent.name)
+            self.announce("extent.ready", id=extent.id, name=extent.name)
         else:
             log.error("extent %s: %s", extent.name, status)
-            self._announce("extent.fault", id=extent.id, name=extent.name, reason=status)
+            self.announce("extent.fault", id=extent.id, name=extent.name, reason=status)
 
     def _keep_running(self, coroutine: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = self._loop.create_task(coroutine)
@@ -957,13 +1039,14 @@ class Runtime:
         """The server tells of a login or a refusal."""
         if isinstance(what, LoginFailure):
             self._failures.append(what)
-            self._announce(kind, **asdict(what))
+            self.announce(kind, **asdict(what))
         elif isinstance(what, Session):
-            self._announce(
+            self.announce(
                 kind, id=what.id, initiator=what.initiator_name, target=what.grant.target_name or None
             )
 
-    def _announce(self, kind: str, **data: Any) -> None:
+    def announce(self, kind: str, **data: Any) -> None:
+        """Tell the readers of the event stream."""
         if not self._subscribers:
             return
         event = Event(kind, time.time(), data)
@@ -1010,13 +1093,6 @@ async def _undo_late(work: asyncio.Future[_Prepared]) -> None:
     except (ConfigError, OSError):
         return
     await off_loop(prepared.undo)
-
-
-def _wanted_addresses(config: Configuration) -> dict[str, int]:
-    """Address → portal id of everything to listen on."""
-    if not config.service_enabled:
-        return {}
-    return {address: portal.id for portal in config.portals.values() for address in portal.addresses}
 
 
 def _touched(old: Configuration, new: Configuration, changes: Changes) -> tuple[set[int], set[int]]:

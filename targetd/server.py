@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from protocol.access import Authorizer
 from protocol.connection import Connection
 from protocol.events import LoggedIn, LoggedOut, LoginRefused
 from protocol.scsi.request import Buffer, Outcome, Request
@@ -129,12 +130,10 @@ class Channel:
         """What the socket did not take yet."""
         self.writing = False
         self.reading = True
-        local_host, local_port = split_address(local)
-        authorizer = PortalAuthorizer(server.view, portal_id, split_address(peer)[0], local_host, local_port)
         globals_ = server.view().configuration.globals
         self.connection = Connection(
             server.sessions,
-            authorizer,
+            self.authorizer(),
             randomness=secrets.token_bytes,
             now=server.loop.time(),
             io_timeout_s=globals_.io_timeout_s,
@@ -145,6 +144,13 @@ class Channel:
 
     def __repr__(self) -> str:
         return f"{self.peer} to {self.local}"
+
+    def authorizer(self) -> Authorizer:
+        """Who answers for this connection."""
+        local_host, local_port = split_address(self.local)
+        return PortalAuthorizer(
+            self.server.view, self.portal_id, split_address(self.peer)[0], local_host, local_port
+        )
 
     def readable(self) -> None:
         """Bytes have come: one turn of this connection."""
@@ -355,6 +361,7 @@ class Server:
         note: Callable[[str, Any], None],
         on_tick: Callable[[float], None],
         limits: Limits | None = None,
+        sessions: SessionTable | None = None,
     ) -> None:
         """
         Args:
@@ -362,17 +369,20 @@ class Server:
             note: told of events worth telling others: (kind, what).
             on_tick: called once a second on the loop.
             limits: how many may be connected; by what this process may have, if not given.
+            sessions: a table of its own, if not given.
         """
         self.loop = loop
         self.view = view
         self.note = note
-        self.sessions = SessionTable()
+        self.sessions = sessions or SessionTable()
         self.channels: set[Channel] = set()
         self.listeners: dict[str, tuple[socket.socket, int]] = {}
         """Address as configured → its socket and the id of its portal."""
         self.receive_buffer = memoryview(bytearray(TURN))
         self.counters = Counters()
         self.doorkeeper = Doorkeeper(limits or Limits.here())
+        self.channel: Callable[[Server, socket.socket, str, str, int, Visitor], Channel] = Channel
+        """Makes the channel of a connection that was accepted."""
         self.unmeasured = SAMPLED
         """Wake-ups until one is measured."""
         self._on_tick = on_tick
@@ -421,7 +431,8 @@ class Server:
         timeout_s = self.view().configuration.globals.io_timeout_s
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * timeout_s)
         self.counters.portal(portal_id).accepted += 1
-        self.channels.add(Channel(self, sock, _shown(peer), _shown(sock.getsockname()), portal_id, visitor))
+        channel = self.channel(self, sock, _shown(peer), _shown(sock.getsockname()), portal_id, visitor)
+        self.channels.add(channel)
 
     def _resume(self, listener: socket.socket, address: str) -> None:
         if self.listeners.get(address, (None, 0))[0] is listener:

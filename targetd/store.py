@@ -39,6 +39,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from targetd import migrations
+from targetd.keeper import StoreError
 from targetd.model import (
     COLLECTIONS,
     Collection,
@@ -54,10 +55,6 @@ __all__ = ["METADATA", "Store", "StoreError"]
 
 _APPLICATION_ID = int.from_bytes(b"iSTd", "big")
 """In the file's header: tells our stores from other people's databases."""
-
-
-class StoreError(Exception):
-    """The store cannot be opened, read or written; the text is for the operator and says what to do."""
 
 
 # -- Tables --------------------------------------------------------------------------------------------

@@ -162,6 +162,11 @@ class Reservations:
         self.reserved_by = None
         self._changed()
 
+    def take_over(self, state: State) -> None:
+        """Begin with what was in force where the extent lived before; nobody has asked for anything yet."""
+        self.state = state
+        self._changed()
+
     def nexus_lost(self, nexus: Nexus) -> None:
         """The nexus is gone: its RESERVE(6/10) ends; persistent reservations stay."""
         if self.reserved_by is nexus:
