@@ -99,10 +99,15 @@ def write_using_token(token: bytes, ranges: list[tuple[int, int]], list_id: int 
     return _token_command(0x11, list_id, bytes(14) + token + bytes(6) + _ranges(ranges))
 
 
-def receive_token(initiator: SocketInitiator, list_id: int = 1, lun: int = 0) -> bytes:
-    """RECEIVE ROD TOKEN INFORMATION: the token that a POPULATE TOKEN made."""
+def token_information(initiator: SocketInitiator, list_id: int, lun: int = 0) -> bytes:
+    """RECEIVE ROD TOKEN INFORMATION."""
     cdb = bytes((0x84, 0x07)) + list_id.to_bytes(4, "big") + bytes(4) + (2048).to_bytes(4, "big") + bytes(2)
-    data = initiator.command(cdb, read=2048, lun=lun).data
+    return initiator.command(cdb, read=2048, lun=lun).data
+
+
+def receive_token(initiator: SocketInitiator, list_id: int = 1, lun: int = 0) -> bytes:
+    """The token that a POPULATE TOKEN made."""
+    data = token_information(initiator, list_id, lun)
     at = 32 + data[13]
     length = int.from_bytes(data[at : at + 4], "big")
     return data[at + 6 : at + 4 + length]
