@@ -49,6 +49,20 @@ def _size(text: str) -> str:
     return parse_size(text)[0]
 
 
+def _status(wire: str, help_text: str) -> Field:
+    """What the engine knows of an object, beside its configuration."""
+    rule = FieldRule(
+        attribute="status",
+        type=str,
+        nullable=False,
+        required=False,
+        default="ok",
+        secret=False,
+        text=Text(max_length=1024),
+    )
+    return Field(attribute="status", wire=wire, help_text=help_text, rule=rule, read_only=True, example="ok")
+
+
 GLOBAL_CONFIGURATION: Final = Declaration(
     title="GlobalConfiguration",
     summary="What holds for every target.",
@@ -287,22 +301,7 @@ EXTENT: Final = Declaration(
             wire="iscsi_target_extent_bandwidth_limit",
             help_text="Bytes read and written a second, 2 s worth of them at once; 0 = no limit.",
         ),
-        Field(
-            attribute="status",
-            wire="iscsi_target_extent_status",
-            help_text="ok, or what is wrong with the medium in words.",
-            rule=FieldRule(
-                attribute="status",
-                type=str,
-                nullable=False,
-                required=False,
-                default="ok",
-                secret=False,
-                text=Text(max_length=1024),
-            ),
-            read_only=True,
-            example="ok",
-        ),
+        _status("iscsi_target_extent_status", "ok, or what is wrong with the medium in words."),
     ),
 )
 
@@ -503,6 +502,11 @@ PORTAL: Final = Declaration(
             attribute="discovery_auth_group",
             wire="iscsi_target_portal_discoveryauthgroup",
             help_text="Tag of the credentials for discovery.",
+        ),
+        _status(
+            "iscsi_target_portal_status",
+            "ok, or which addresses are not listened on and why. One that this host has not got yet is "
+            "taken when it comes.",
         ),
     ),
 )

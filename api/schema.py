@@ -249,11 +249,11 @@ class Declaration:
                 errors[column.wire] = [str(error)]
         return values, errors
 
-    def render(self, record: Any) -> dict[str, Any]:
-        """The body that shows an object which has the declared attributes."""
+    def render(self, record: Any, **told: Any) -> dict[str, Any]:
+        """The body that shows an object: the declared attributes, but for what is told beside it."""
         body: dict[str, Any] = {"id": record.id}
         for name, attribute in self._outputs:
-            body[name] = getattr(record, attribute)
+            body[name] = told[attribute] if attribute in told else getattr(record, attribute)
         return body
 
     def wire_errors(self, problems: Iterable[Problem]) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ groups whose portal is the one the connection came in on are asked in the order 
 """
 
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from protocol.access import Credential, Grant, Offer, Refusal, TargetRecord
@@ -42,6 +42,8 @@ class View:
     configuration: Configuration
     targets: Mapping[str, tuple[Target, object]]
     """Full name → the target's configuration and the owner's handle of it (``Grant.target``)."""
+    absent: Container[str] = ()
+    """Addresses of portals that are not listened on now; live."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +171,12 @@ class PortalAuthorizer:
 
     def _addresses(self, config: Configuration, portal_id: int) -> list[tuple[str, int]]:
         """Every address of a portal group as SendTargets tells it; a wildcard becomes the address that
-        the initiator came to, and one of the other family is left out."""
+        the initiator came to, and one of the other family is left out, as is one not listened on."""
         found = []
+        absent = self._view().absent
         for text in config.portals[portal_id].addresses:
+            if text in absent:
+                continue
             host, port = split_address(text)
             ip = ipaddress.ip_address(host)
             if ip.is_unspecified:

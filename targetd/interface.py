@@ -348,6 +348,9 @@ class Engine(Protocol):
     def extent_statuses(self, extent_ids: Collection[int]) -> Awaitable[Mapping[int, str]]:
         """``ok`` for each, or what is wrong with its medium, in words."""
 
+    def portal_status(self, portal_id: int) -> str:
+        """``ok``, or which of its addresses are not listened on and why, in words."""
+
     def service_state(self) -> ServiceState:
         """Whether the iSCSI portals are wanted and listening."""
 

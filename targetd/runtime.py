@@ -16,7 +16,6 @@ import asyncio
 import errno
 import logging
 import os
-import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
@@ -40,6 +39,7 @@ from storage.open import Created, ExtentSpec, clone_file, open_backend
 from targetd.access import PortalAuthorizer, View, credentials_of
 from targetd.counters import command_name, status_name
 from targetd.extents import LiveExtent, UnitKey, check_path, open_extent, spec_of, unit_key
+from targetd.hostaddresses import HostAddresses
 from targetd.interface import (
     ConnectionStatus,
     Edit,
@@ -75,7 +75,8 @@ from targetd.model import (
     validate,
 )
 from targetd.patrol import Job, Patrol
-from targetd.server import Channel, Server, bind, bind_reason
+from targetd.portals import Bound, Portals
+from targetd.server import Channel, Server
 from targetd.throttle import Throttle
 
 __all__ = ["Runtime"]
@@ -139,8 +140,7 @@ class _Prepared:
     """Extent id → newly opened."""
     made: list[Path] = field(default_factory=list)
     """Files that did not exist before."""
-    sockets: dict[str, socket.socket] = field(default_factory=dict)
-    """Address → bound, not yet accepting."""
+    portals: Bound = field(default_factory=Bound)
     missing: dict[int, str] = field(default_factory=dict)
     """Extent id → why its medium could not be opened."""
     controller: asyncio.Server | None = None
@@ -150,8 +150,7 @@ class _Prepared:
         """On a worker."""
         if self.controller is not None:
             self.controller.get_loop().call_soon_threadsafe(self.controller.close)
-        for sock in self.sockets.values():
-            sock.close()
+        self.portals.undo()
         for backend in self.backends.values():
             backend.close()
         for path in self.made:
@@ -185,7 +184,6 @@ class Runtime:
         self._loop = loop
         self._lock = asyncio.Lock()
         self._config = Configuration()
-        self._view = View(self._config, {})
         self._extents: dict[int, LiveExtent] = {}
         self._targets: dict[int, ScsiTarget] = {}
         self._subscribers: set[asyncio.Queue[Event]] = set()
@@ -200,6 +198,9 @@ class Runtime:
         self._save_s = self._save_longest_s = 0.0
         self.server = Server(loop, lambda: self._view, self._note, self._tick, sessions=sessions)
         self.server.sessions.ended = self._session_ended
+        self.portals = Portals(self.server, self.announce)
+        self._addresses = HostAddresses(loop, self.portals.changed)
+        self._view = View(self._config, {}, self.portals.absent)
         self.controller = ControllerServer(self)
         self._completions = Completions(loop, self.server.flush_stirred)
         self._patrol = Patrol(loop, self._completions)
@@ -241,8 +242,7 @@ class Runtime:
         clone = await self._clone(clone_of, changes) if clone_of is not None else None
         prepared = await self._prepared(old, new, changes, clone)
         try:
-            self._bind_portals(new, prepared)
-            await self._prepare_controller(new, prepared)
+            await self._prepare_listeners(new, prepared)
             await self._save(old, new)
         except BaseException:
             self._changes_failed += 1
@@ -323,6 +323,10 @@ class Runtime:
     async def extent_statuses(self, extent_ids: Collection[int]) -> dict[int, str]:
         return {id: self._extents[id].status if id in self._extents else "ok" for id in extent_ids}
 
+    def portal_status(self, portal_id: int) -> str:
+        portal = self._config.portals.get(portal_id)
+        return self.portals.status(portal) if portal is not None else "ok"
+
     def login_failures(self) -> list[LoginFailure]:
         return list(reversed(self._failures))
 
@@ -354,8 +358,9 @@ class Runtime:
                 rule += f", but {method} is asked for and credential group {tag} has no user"
         if not self._config.service_enabled:
             allowed, rule = False, f"{rule}, but the service is stopped"
-        elif not portal.addresses:
-            allowed, rule = False, f"{rule}, but portal {portal.id} has no address"
+        elif not portal.addresses or (self._listens and not self.portals.listens(portal)):
+            status = self.portals.status(portal)
+            allowed, rule = False, f"{rule}, but portal {portal.id} listens nowhere: {status}"
         return Explanation(
             portal_id=portal.id,
             portal_addresses=portal.addresses,
@@ -436,10 +441,13 @@ class Runtime:
         """Bring up a stored configuration. A medium that is missing leaves its LUN there and not ready.
 
         Raises:
-            ConfigError: a portal cannot be bound; nothing listens then.
+            ConfigError: a portal cannot be bound for another reason than that its address is not there
+            yet; nothing listens then.
         """
         self._kept = await self._store.items(KEPT)
         await self._bring_up(config)
+        if self._listens:
+            self._keep_running(self._addresses.open())
 
     async def _bring_up(self, config: Configuration) -> None:
         """Make this the configuration in force, its new extents opened as they were left."""
@@ -448,8 +456,7 @@ class Runtime:
             [extent for extent in config.extents.values() if extent.id not in old.extents]
         )
         try:
-            self._bind_portals(config, prepared)
-            await self._prepare_controller(config, prepared)
+            await self._prepare_listeners(config, prepared)
         except BaseException:
             await off_loop(prepared.undo)
             raise
@@ -500,8 +507,8 @@ class Runtime:
         """Stop accepting, ask initiators to log out, finish what runs, flush every extent, close."""
         self._stopping = True
         self.controller.close()
-        for address in list(self.server.listeners):
-            self.server.unlisten(address)
+        self._addresses.close()
+        self.portals.close()
         await self._log_out(list(self.server.sessions.sessions.values()), "shutdown", wait=True)
         self.server.close()
         for live in self._extents.values():
@@ -670,26 +677,11 @@ class Runtime:
         waiting.clear()
         return prepared
 
-    def _bind_portals(self, new: Configuration, prepared: _Prepared) -> None:
-        """Bind what is wanted and not listened on yet. Binding to a local address does not wait."""
-        for address, portal_id in self._wanted_addresses(new).items():
-            if address in self.server.listeners:
-                continue
-            try:
-                prepared.sockets[address] = bind(address)
-            except OSError as error:
-                message = f"{address} {bind_reason(error)}."
-                raise ConfigError.one("portals", "addresses", message, portal_id) from None
-
-    async def _prepare_controller(self, new: Configuration, prepared: _Prepared) -> None:
+    async def _prepare_listeners(self, new: Configuration, prepared: _Prepared) -> None:
+        """What connections come in through: addresses of portals, the logical unit controller's."""
         if self._listens:
+            prepared.portals = self.portals.prepare(new)
             prepared.controller = await self.controller.prepare(new)
-
-    def _wanted_addresses(self, config: Configuration) -> dict[str, int]:
-        """Address → portal id of everything to listen on."""
-        if not self._listens or not config.service_enabled:
-            return {}
-        return {address: portal.id for portal in config.portals.values() for address in portal.addresses}
 
     # -- swap: cannot fail --------------------------------------------------------------------
 
@@ -710,11 +702,12 @@ class Runtime:
                 full_name(new.globals, target): (target, self._targets[target.id])
                 for target in new.targets.values()
             },
+            self.portals.absent,
         )
         table = self.server.sessions
         table.max_sessions = new.globals.max_sessions
-        self._swap_portals(old, new, prepared)
         if self._listens:
+            self.portals.swap(new, prepared.portals)
             self.controller.swap(new, prepared.controller)
         leaving = [session for session in table.sessions.values() if session.target in gone]
         if not new.service_enabled:
@@ -881,18 +874,6 @@ class Runtime:
             )
         return gone
 
-    def _swap_portals(self, old: Configuration, new: Configuration, prepared: _Prepared) -> None:
-        wanted = self._wanted_addresses(new)
-        for address in list(self.server.listeners):
-            if address not in wanted:
-                self.server.unlisten(address)
-            else:
-                sock, _ = self.server.listeners[address]
-                self.server.listeners[address] = (sock, wanted[address])
-        for address, sock in prepared.sockets.items():
-            self.server.listen(address, sock, wanted[address])
-            log.info("portal %d listens on %s", wanted[address], address)
-
     # -- sessions -----------------------------------------------------------------------------
 
     async def _log_out(self, sessions: list[Session], reason: str, *, wait: bool = False) -> None:
@@ -940,6 +921,7 @@ class Runtime:
                     self._tell(live)
         if self._stopping:
             return
+        self.portals.tick(now)
         for live in self._extents.values():
             live.measure_space(now)
         if now >= self._next_look:

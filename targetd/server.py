@@ -61,6 +61,8 @@ BIND_REASONS = {
     errno.EADDRINUSE: "is in use already",
     errno.EADDRNOTAVAIL: "is not an address of this host",
     errno.EACCES: "may not be bound by this user",
+    errno.EAFNOSUPPORT: "is of a kind that this host does not have",
+    errno.ENODEV: "is of an interface that this host does not have",
 }
 
 
@@ -69,8 +71,11 @@ def bind_reason(error: OSError) -> str:
     return BIND_REASONS.get(error.errno or 0, error.strerror or str(error))
 
 
-def bind(address: str) -> socket.socket:
+def bind(address: str, *, share_port: bool = False) -> socket.socket:
     """A listening socket for ``IP:PORT``; not yet accepting.
+
+    Args:
+        share_port: beside listeners of ours that have SO_REUSEPORT just now; it does not stay.
 
     Raises:
         OSError: the port is in use or the address cannot be had.
@@ -82,8 +87,13 @@ def bind(address: str) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, share_port)
         sock.bind((host, port))
         sock.listen(BACKLOG)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+    except socket.gaierror as error:  # the zone of a link-local address names no interface
+        sock.close()
+        raise OSError(errno.ENODEV, str(error)) from None
     except OSError:
         sock.close()
         raise

@@ -139,16 +139,7 @@ class ExtentResource(CollectionResource):
 
     async def bodies(self, config: Configuration, records: Sequence[Any]) -> list[dict[str, Any]]:
         statuses = await self.engine.extent_statuses([record.id for record in records])
-        return [self._shown(record, statuses[record.id]) for record in records]
-
-    def _shown(self, record: Any, status: str) -> dict[str, Any]:
-        body: dict[str, Any] = {"id": record.id}
-        for column in self.declaration.columns:
-            if column.attribute == "status":
-                body[column.wire] = status
-            elif not column.write_only:
-                body[column.wire] = getattr(record, column.attribute)
-        return body
+        return [self.declaration.render(record, status=statuses[record.id]) for record in records]
 
     async def clone(self, request: web.Request, id: int) -> web.StreamResponse:
         """POST of a clone: name and path of the new extent; other fields are the source's unless given."""

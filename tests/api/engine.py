@@ -28,6 +28,7 @@ class MemoryEngine:
         self.discarded: set[int] = set()
         self.cloned: list[int] = []
         self.faults: dict[int, str] = {}
+        self.absent: dict[int, str] = {}
         self.open_sessions: dict[int, SessionStatus] = {}
         self.looked_at: list[str] = []
         self.counted = Statistics()
@@ -63,6 +64,9 @@ class MemoryEngine:
 
     async def extent_statuses(self, extent_ids: Collection[int]) -> dict[int, str]:
         return {id: self.faults.get(id, "ok") for id in extent_ids}
+
+    def portal_status(self, portal_id: int) -> str:
+        return self.absent.get(portal_id, "ok")
 
     def service_state(self) -> ServiceState:
         enabled = self.configuration.service_enabled
