@@ -1,4 +1,4 @@
-"""Snapshot and clone of a File extent: blocks shared on XFS, both independent; refused elsewhere."""
+"""Snapshot and clone of a File extent: blocks shared on XFS and btrfs, both independent; else refused."""
 
 import os
 import subprocess
@@ -18,16 +18,20 @@ MIB = 1 << 20
 SIZE = 32 * MIB
 
 
-@pytest.fixture(scope="module")
-def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    directory = tmp_path_factory.mktemp("xfs")
-    with file_system(directory, ["mkfs.xfs", "-q", "-f", "-m", "reflink=1"], 320 * MIB) as at:
+@pytest.fixture(
+    scope="module",
+    params=[["mkfs.xfs", "-q", "-f", "-m", "reflink=1"], ["mkfs.btrfs", "-q", "-f"]],
+    ids=["XFS", "btrfs"],
+)
+def sharing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system that shares blocks between files."""
+    with file_system(tmp_path_factory.mktemp("sharing"), request.param, 320 * MIB) as at:
         yield at
 
 
 @pytest.fixture(scope="module")
-def daemon(xfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    made = Daemon(tmp_path_factory.mktemp("daemon"), options=("--extent-root", str(xfs)))
+def daemon(sharing: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    made = Daemon(tmp_path_factory.mktemp("daemon"), options=("--extent-root", str(sharing)))
     try:
         yield made.start()
         assert made.terminate() == 0
@@ -61,17 +65,19 @@ def show(daemon: Daemon, extent_id: int, name: str) -> str:
 
 
 @requires_loop_devices
-def test_a_clone_shares_blocks_and_both_are_independent(daemon: Daemon, xfs: Path) -> None:
-    disk = daemon.create_disk("source", "32MB", extent={"iscsi_target_extent_path": str(xfs / "source.img")})
+def test_a_clone_shares_blocks_and_both_are_independent(daemon: Daemon, sharing: Path) -> None:
+    disk = daemon.create_disk(
+        "source", "32MB", extent={"iscsi_target_extent_path": str(sharing / "source.img")}
+    )
     with lun_of(daemon, disk) as lun:
         for lba in range(0, SIZE // BLOCK, 512):
             assert lun.write(lba, pattern(lba, 512)).good
-        before = free(xfs)
-        made = clone(daemon, disk.extent_id, "copy", xfs / "copy.img")
+        before = free(sharing)
+        made = clone(daemon, disk.extent_id, "copy", sharing / "copy.img")
         assert made.status == 201, made.text
         assert made.headers["location"].endswith(f"/extent/{made.json['id']}/")
-        assert before - free(xfs) < MIB, "no data was moved"
-        assert (xfs / "copy.img").stat().st_blocks * 512 >= SIZE
+        assert before - free(sharing) < MIB, "no data was moved"
+        assert (sharing / "copy.img").stat().st_blocks * 512 >= SIZE
         assert made.json["iscsi_target_extent_naa"] != ""
         with lun_of(daemon, show(daemon, made.json["id"], "copy")) as copy:
             assert copy.capacity() == SIZE
@@ -85,12 +91,14 @@ def test_a_clone_shares_blocks_and_both_are_independent(daemon: Daemon, xfs: Pat
 
 
 @requires_loop_devices
-def test_a_snapshot_is_a_clone_that_nobody_writes(daemon: Daemon, xfs: Path) -> None:
+def test_a_snapshot_is_a_clone_that_nobody_writes(daemon: Daemon, sharing: Path) -> None:
     """Taken while a session writes numbered blocks in order: it holds a beginning of them, each whole."""
-    disk = daemon.create_disk("live", "8MB", extent={"iscsi_target_extent_path": str(xfs / "live.img")})
+    disk = daemon.create_disk("live", "8MB", extent={"iscsi_target_extent_path": str(sharing / "live.img")})
     with lun_of(daemon, disk) as lun:
         tasks = [lun.send_command(cdbs.write10(lba, 64), pattern(lba, 64)) for lba in range(0, 2048, 64)]
-        made = clone(daemon, disk.extent_id, "snapshot", xfs / "snapshot.img", iscsi_target_extent_ro=True)
+        made = clone(
+            daemon, disk.extent_id, "snapshot", sharing / "snapshot.img", iscsi_target_extent_ro=True
+        )
         assert made.status == 201, made.text
         assert all(lun.wait(task).good for task in tasks)
         with lun_of(daemon, show(daemon, made.json["id"], "snapshot")) as snapshot:
@@ -101,14 +109,14 @@ def test_a_snapshot_is_a_clone_that_nobody_writes(daemon: Daemon, xfs: Path) -> 
 
 
 @requires_loop_devices
-def test_what_was_answered_before_is_in_it(daemon: Daemon, xfs: Path) -> None:
-    disk = daemon.create_disk("then", "1MB", extent={"iscsi_target_extent_path": str(xfs / "then.img")})
+def test_what_was_answered_before_is_in_it(daemon: Daemon, sharing: Path) -> None:
+    disk = daemon.create_disk("then", "1MB", extent={"iscsi_target_extent_path": str(sharing / "then.img")})
     with lun_of(daemon, disk) as lun:
         assert lun.write(0, pattern(1, 64)).good
-        made = clone(daemon, disk.extent_id, "now", xfs / "now.img")
+        made = clone(daemon, disk.extent_id, "now", sharing / "now.img")
         assert lun.write(0, pattern(2, 64)).good
         assert made.status == 201
-        assert (xfs / "now.img").read_bytes()[: 64 * BLOCK] == pattern(1, 64)
+        assert (sharing / "now.img").read_bytes()[: 64 * BLOCK] == pattern(1, 64)
 
 
 def test_refusals_say_why_and_leave_nothing(shared_daemon: Daemon) -> None:

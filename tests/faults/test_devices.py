@@ -5,12 +5,14 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import cdbs
 from tests.daemon import Daemon, Disk
 from tests.faults.kit import (
+    BLOCK,
     CAPACITY_DATA_CHANGED,
     DATA_PROTECT,
     MEDIUM_NOT_PRESENT,
@@ -45,15 +47,10 @@ def node(image: Path) -> Iterator[str]:
         yield made
 
 
-def disk_of(daemon: Daemon, node: str) -> Disk:
+def disk_of(daemon: Daemon, node: str, **fields: Any) -> Disk:
+    values = {"type": "Disk", "path": "", "disk": node.removeprefix("/dev/"), "filesize": "0", **fields}
     return daemon.create_disk(
-        Path(node).name,
-        extent={
-            "iscsi_target_extent_type": "Disk",
-            "iscsi_target_extent_path": "",
-            "iscsi_target_extent_disk": node.removeprefix("/dev/"),
-            "iscsi_target_extent_filesize": "0",
-        },
+        Path(node).name, extent={f"iscsi_target_extent_{name}": value for name, value in values.items()}
     )
 
 
@@ -123,6 +120,98 @@ def test_a_disk_taken_away_under_io_and_given_back(shared_daemon: Daemon, image:
         daemon.delete_disk(well)
     finally:
         detach(node)
+
+
+@pytest.fixture
+def partitioned(node: str) -> Iterator[str]:
+    """A disk of 16 MiB with two partitions, of 4 MiB and of 11; its node. The kernel is told of them, as not
+    every one reads partition tables."""
+    for number, first, count in (("1", "2048", "8192"), ("2", "10240", "22528")):
+        subprocess.run(["addpart", node, number, first, count], check=True)
+    try:
+        yield node
+    finally:
+        for number in "12":
+            subprocess.run(["delpart", node, number], check=True)
+
+
+def test_partitions_are_disks_of_their_own(shared_daemon: Daemon, partitioned: str, image: Path) -> None:
+    """Each claimed by itself, and with it the whole disk; what one LUN does the other does not see."""
+    daemon = shared_daemon
+    one, two = disk_of(daemon, f"{partitioned}p1"), disk_of(daemon, f"{partitioned}p2")
+    with lun_of(daemon, one) as first, lun_of(daemon, two) as second:
+        assert (first.capacity(), second.capacity()) == (4 * MIB, 11 * MIB)
+        last = 4 * MIB // BLOCK - 8
+        assert first.write(last, pattern(1, 8), fua=True).good
+        assert second.write(0, pattern(2, 8), fua=True).good
+        assert first.write(last + 8, pattern(3)).additional_sense == (0x21, 0x00)
+        assert first.read(last, 8).data == pattern(1, 8)
+        assert second.read(0, 8).data == pattern(2, 8)
+        with image.open("rb") as file:
+            file.seek((2048 + last) * BLOCK)
+            assert file.read(16 * BLOCK) == pattern(1, 8) + pattern(2, 8)
+        parameters = cdbs.unmap_parameters([(0, 4 * MIB // BLOCK)])
+        if first.do(cdbs.read_capacity16(), read=32).data[14] & 0x80:  # this kernel's loop devices discard
+            assert first.do(cdbs.unmap(len(parameters)), parameters).good
+            assert first.read(last, 8).data == bytes(8 * BLOCK)
+        assert second.read(0, 8).data == pattern(2, 8)
+        refused = daemon.api(
+            "POST",
+            "services/iscsi/extent/",
+            {
+                "iscsi_target_extent_name": "whole",
+                "iscsi_target_extent_type": "Disk",
+                "iscsi_target_extent_disk": partitioned.removeprefix("/dev/"),
+            },
+        )
+        assert refused.status == 409
+        assert "in use" in str(refused.json)
+    daemon.delete_disk(one)
+    daemon.delete_disk(two)
+
+
+@pytest.mark.parametrize(("block_size", "exponent"), [(512, 3), (4096, 0)])
+def test_a_disk_of_blocks_of_4096_is_shown_in_either_size(
+    shared_daemon: Daemon, image: Path, block_size: int, exponent: int
+) -> None:
+    """Its own blocks are the physical ones; a write of less is the page cache's affair (512e)."""
+    daemon = shared_daemon
+    with loop_device(image, "--sector-size", "4096") as node:
+        disk = disk_of(daemon, node, blocksize=block_size)
+        with lun_of(daemon, disk) as lun:
+            told = lun.do(cdbs.read_capacity16(), read=32).data
+            assert (int.from_bytes(told[8:12], "big"), told[13] & 0x0F) == (block_size, exponent)
+            assert lun.capacity() == 16 * MIB
+            data = os.urandom(block_size)
+            assert lun.do(cdbs.write10(3, 1, byte1=cdbs.FUA), data).good
+            assert lun.do(cdbs.read10(3, 1), read=block_size).data == data
+            assert image.read_bytes()[3 * block_size : 4 * block_size] == data
+            parameters = cdbs.unmap_parameters([(3, 1)])
+            if told[14] & 0x80:
+                assert lun.do(cdbs.unmap(len(parameters)), parameters).good
+                assert lun.do(cdbs.read10(3, 1), read=block_size).data == bytes(block_size)
+        daemon.delete_disk(disk)
+
+
+def test_a_write_protected_disk_is_refused_unless_it_shall_only_be_read(
+    shared_daemon: Daemon, image: Path
+) -> None:
+    daemon = shared_daemon
+    image.write_bytes(pattern(0, 64).ljust(16 * MIB, b"\0"))
+    with loop_device(image, "--read-only") as node:
+        fields = {
+            "iscsi_target_extent_name": "protected",
+            "iscsi_target_extent_type": "Disk",
+            "iscsi_target_extent_disk": node.removeprefix("/dev/"),
+        }
+        refused = daemon.api("POST", "services/iscsi/extent/", fields)
+        assert refused.status == 409
+        assert "read-only" in str(refused.json).lower()
+        disk = disk_of(daemon, node, ro=True)
+        with lun_of(daemon, disk) as lun:
+            assert lun.read(0, 64).data == pattern(0, 64)
+            assert sense(lun.write(0, pattern(1))) == (DATA_PROTECT, (0x27, 0x00))
+        daemon.delete_disk(disk)
 
 
 def test_another_disk_under_the_same_name_is_noticed(
