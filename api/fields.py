@@ -86,6 +86,12 @@ GLOBAL_CONFIGURATION: Final = Declaration(
             help_text="Tag of the credentials for discovery; needed for CHAP and CHAP Mutual.",
         ),
         Field(
+            attribute="chap_weakest",
+            wire="iscsi_chap_weakest",
+            help_text="The weakest algorithm that logins may use for CHAP: MD5, SHA1, SHA256 or SHA3-256. "
+            "Not for the logical unit controller, which knows none but MD5.",
+        ),
+        Field(
             attribute="io_timeout_s",
             wire="iscsi_iotimeout",
             help_text="Seconds that a peer may stall inside a PDU before it is dropped; 0 = no limit.",
@@ -442,6 +448,17 @@ TARGET: Final = Declaration(
         Field(
             attribute="mode", wire="iscsi_target_mode", help_text="Kept and shown; iSCSI is what is served."
         ),
+        Field(
+            attribute="redirect",
+            wire="iscsi_target_redirect",
+            help_text="HOST:PORT where logins to the target are sent on to; empty = nowhere. One that has "
+            "come there is served.",
+        ),
+        Field(
+            attribute="redirect_permanent",
+            wire="iscsi_target_redirect_permanent",
+            help_text="True: the target has moved for good, and initiators may remember it.",
+        ),
     ),
 )
 
@@ -492,6 +509,25 @@ PORTAL: Final = Declaration(
             wire="iscsi_target_portal_ips",
             help_text="IP:PORT each, [v6]:PORT; without a port 3260. Replaced as a whole.",
             example=["0.0.0.0:3260"],
+        ),
+        Field(
+            attribute="advertised",
+            wire="iscsi_target_portal_advertised",
+            help_text="HOST:PORT each, told to initiators in place of the addresses, where NAT is between. "
+            "0.0.0.0 or [::] is the address they came to. Replaced as a whole; none = the addresses.",
+            empty=(),
+            example=["192.0.2.1:3260"],
+        ),
+        Field(
+            attribute="redirect",
+            wire="iscsi_target_portal_redirect",
+            help_text="HOST:PORT where logins to any target are sent on to; empty = nowhere. A target's own "
+            "redirection comes first.",
+        ),
+        Field(
+            attribute="redirect_permanent",
+            wire="iscsi_target_portal_redirect_permanent",
+            help_text="True: initiators may remember it.",
         ),
         Field(
             attribute="discovery_auth_method",

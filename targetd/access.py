@@ -12,6 +12,7 @@ from protocol.access import Credential, Grant, Offer, Refusal, TargetRecord
 from protocol.enums import AuthMethod, LoginStatus
 from targetd.model import (
     AuthChoice,
+    ChapAlgorithm,
     Configuration,
     InitiatorGroup,
     Target,
@@ -19,9 +20,12 @@ from targetd.model import (
     credentials_by_tag,
     full_name,
     groups_by_target,
+    is_wildcard,
+    join_location,
     parse_network,
     split_address,
     split_list,
+    split_location,
 )
 
 __all__ = ["PortalAuthorizer", "Verdict", "View", "credentials_of", "in_networks"]
@@ -33,6 +37,9 @@ METHODS: dict[AuthChoice, AuthMethod] = {
     "CHAP Mutual": AuthMethod.CHAP | AuthMethod.CHAP_MUTUAL,
 }
 """The API's word → what an initiator may choose (api-semantics §7.3)."""
+
+CHAP_NUMBERS: dict[ChapAlgorithm, int] = {"MD5": 5, "SHA1": 6, "SHA256": 7, "SHA3-256": 8}
+"""IANA's PPP authentication algorithms, from the weakest to the strongest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,7 @@ class PortalAuthorizer:
             offer=_offer(config),
             target_portal_group_tag=portal.id,
             credentials=credentials_of(config, choice, tag),
+            chap_algorithms=_chap_algorithms(config),
         )
 
     def target(self, initiator_name: str, target_name: str) -> Grant | Refusal:
@@ -103,6 +111,9 @@ class PortalAuthorizer:
         if group is None:
             # 0203h and not 0202h: who may not log in does not learn that the target exists (§7.4).
             return Refusal(LoginStatus.NOT_FOUND, verdict.rule)
+        moved = self.moved(target)
+        if moved is not None:
+            return moved
         return Grant(
             methods=METHODS[group.auth_method],
             offer=_offer(config),
@@ -110,6 +121,7 @@ class PortalAuthorizer:
             target_name=target_name.lower(),
             target_alias=target.alias or "",
             credentials=credentials_of(config, group.auth_method, group.auth_group),
+            chap_algorithms=_chap_algorithms(config),
             queue_depth=target.queue_depth,
             target=live,
         )
@@ -169,24 +181,46 @@ class PortalAuthorizer:
             + "; ".join(reasons),
         )
 
+    def moved(self, target: Target) -> Refusal | None:
+        """Where a login to this target is sent on to, if anywhere (RFC 7143 §11.13.5): by the target, else by
+        the portal. One that has come to the very place is served there.
+
+        Before it proves itself: the secrets may be known to the other place alone.
+        """
+        portal = self._view().configuration.portals.get(self._portal_id)
+        if portal is None:
+            return None
+        here = {self._told(*split_location(text)) for text in portal.advertised}
+        here.add(join_location(self._local_host, self._local_port))
+        for name, owner in (("the target", target), (f"portal {portal.id}", portal)):
+            location = self._told(*split_location(owner.redirect)) if owner.redirect else ""
+            if location and location not in here:
+                status = (
+                    LoginStatus.TARGET_MOVED_PERMANENTLY
+                    if owner.redirect_permanent
+                    else LoginStatus.TARGET_MOVED_TEMPORARILY
+                )
+                return Refusal(status, f"{name} sends logins on to {location}", location)
+        return None
+
+    def _told(self, host: str, port: int) -> str:
+        """An address as initiators are told it: without a zone, which is ours; a wildcard is the address that
+        this one came to, and one of the other family nothing."""
+        if is_wildcard(host):
+            if (":" in host) != (":" in self._local_host):
+                return ""
+            host = self._local_host
+        return join_location(host.partition("%")[0], port)
+
     def _addresses(self, config: Configuration, portal_id: int) -> list[tuple[str, int]]:
-        """Every address of a portal group as SendTargets tells it; a wildcard becomes the address that
-        the initiator came to, and one of the other family is left out, as is one not listened on."""
-        found = []
+        """Every address of a portal group as SendTargets tells it (§7.4 rule 3): those that are listened on,
+        or those advertised in their place if there are any."""
+        portal = config.portals[portal_id]
         absent = self._view().absent
-        for text in config.portals[portal_id].addresses:
-            if text in absent:
-                continue
-            host, port = split_address(text)
-            ip = ipaddress.ip_address(host)
-            if ip.is_unspecified:
-                local = ipaddress.ip_address(self._local_host)
-                if local.version != ip.version:
-                    continue
-                ip = local
-            shown = f"[{ip}]" if ip.version == 6 else str(ip)
-            found.append((f"{shown}:{port or self._local_port}", portal_id))
-        return found
+        listening = [split_address(text) for text in portal.addresses if text not in absent]
+        if portal.advertised and listening:
+            listening = [split_location(text) for text in portal.advertised]
+        return [(told, portal_id) for place in listening if (told := self._told(*place))]
 
 
 def _offer(config: Configuration) -> Offer:
@@ -200,6 +234,11 @@ def _offer(config: Configuration) -> Offer:
         default_time2wait=g.default_time2wait,
         default_time2retain=g.default_time2retain,
     )
+
+
+def _chap_algorithms(config: Configuration) -> tuple[int, ...]:
+    weakest = CHAP_NUMBERS[config.globals.chap_weakest]
+    return tuple(number for number in CHAP_NUMBERS.values() if number >= weakest)
 
 
 def credentials_of(config: Configuration, choice: AuthChoice, tag: int | None) -> tuple[Credential, ...]:

@@ -356,6 +356,9 @@ class Runtime:
             if not credentials_of(self._config, verdict.group.auth_method, tag):
                 allowed = False
                 rule += f", but {method} is asked for and credential group {tag} has no user"
+        moved = authorizer.moved(target)
+        if allowed and moved is not None:
+            allowed, rule = False, f"{rule}, but {moved.reason}"
         if not self._config.service_enabled:
             allowed, rule = False, f"{rule}, but the service is stopped"
         elif not portal.addresses or (self._listens and not self.portals.listens(portal)):

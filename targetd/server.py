@@ -23,6 +23,7 @@ from typing import Any
 
 from protocol.access import Authorizer
 from protocol.connection import Connection
+from protocol.enums import LoginStatus
 from protocol.events import LoggedIn, LoggedOut, LoginRefused
 from protocol.scsi.request import Buffer, Outcome, Request
 from protocol.session import SessionTable
@@ -342,6 +343,11 @@ def _logged_out(channel: Channel, event: LoggedOut) -> None:
 
 
 def _login_refused(channel: Channel, event: LoginRefused) -> None:
+    if event.status in _MOVED:
+        channel.failed = True  # told here: nothing has failed
+        log.info("%s: %s asks for %s: %s", channel, event.initiator_name, event.target_name, event.reason)
+        channel.server.counters.refused(channel.portal_id, event.status)
+        return
     log.warning(
         "%s: login of %s to %s refused (%04Xh): %s",
         channel,
@@ -353,6 +359,8 @@ def _login_refused(channel: Channel, event: LoginRefused) -> None:
     channel.server.counters.refused(channel.portal_id, event.status)
     channel.fail(event.initiator_name, event.target_name, f"{event.status:04X}", event.reason)
 
+
+_MOVED = (LoginStatus.TARGET_MOVED_TEMPORARILY, LoginStatus.TARGET_MOVED_PERMANENTLY)
 
 _EVENTS: dict[type, Callable[[Channel, Any], None]] = {
     LoggedIn: _logged_in,

@@ -48,7 +48,15 @@ from targetd.model.fields import (
     check_value,
     rules,
 )
-from targetd.model.forms import parse_network, parse_size, split_address, split_list
+from targetd.model.forms import (
+    is_wildcard,
+    join_location,
+    parse_network,
+    parse_size,
+    split_address,
+    split_list,
+    split_location,
+)
 from targetd.model.resources import (
     BLOCK_SIZES,
     COLLECTIONS,
@@ -59,6 +67,7 @@ from targetd.model.resources import (
     RPMS,
     AuthChoice,
     AuthCredential,
+    ChapAlgorithm,
     Collection,
     Configuration,
     Extent,
@@ -97,6 +106,7 @@ __all__ = [
     "AuthTag",
     "Change",
     "Changes",
+    "ChapAlgorithm",
     "Collection",
     "ConfigError",
     "Configuration",
@@ -124,6 +134,8 @@ __all__ = [
     "fresh",
     "full_name",
     "groups_by_target",
+    "is_wildcard",
+    "join_location",
     "make_extent_serial",
     "make_naa",
     "mappings_by_extent",
@@ -140,6 +152,7 @@ __all__ = [
     "rules",
     "split_address",
     "split_list",
+    "split_location",
     "targets_by_name",
     "validate",
 ]

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 from targetd.model.edits import REFERENCES, Change, diff
 from targetd.model.errors import WHOLE, ConfigError, Problem, Where
 from targetd.model.fields import INVALID_CHOICE, REQUIRED, check_value, rules, well_typed
-from targetd.model.forms import parse_size, split_address
+from targetd.model.forms import parse_size, split_address, split_location
 from targetd.model.resources import (
     BLOCK_SIZES,
     GLOBALS,
@@ -98,6 +98,11 @@ def _of_portal(portal: Portal) -> Found:
             split_address(text)
         except ValueError as error:
             yield "addresses", str(error)
+    for text in portal.advertised:
+        try:
+            split_location(text)
+        except ValueError as error:
+            yield "advertised", str(error)
 
 
 _WITHIN: Mapping[type, Callable[[Any], Found]] = {
@@ -286,6 +291,20 @@ def _shared_addresses(config: Configuration, changes: Mapping[Collection, Change
                 yield Problem("portals", "addresses", message, id)
 
 
+def _redirected_again(config: Configuration, changes: Mapping[Collection, Change]) -> Iterator[Problem]:
+    """A login is sent on once: not to a portal that sends it on in turn, and perhaps back to the first."""
+    if "portals" not in changes:
+        return
+    redirecting = [portal for portal in config.portals.values() if portal.redirect]
+    there = {split_address(text): portal for portal in redirecting for text in portal.addresses}
+    for portal in redirecting:
+        other = there.get(split_location(portal.redirect), portal)
+        if other is not portal:
+            for id in [id for id in (portal.id, other.id) if id in changes["portals"].written][:1]:
+                message = f"Portal {other.id}, where portal {portal.id} sends logins, sends them on too."
+                yield Problem("portals", "redirect", message, id)
+
+
 def _dangling(config: Configuration, changes: Mapping[Collection, Change]) -> Iterator[Problem]:
     for collection, attribute, target in REFERENCES:
         lost = target in changes and changes[target].removed
@@ -357,5 +376,7 @@ def validate(config: Configuration, since: Configuration | None = None) -> None:
         if since is not None:
             for where, id, obj, was in written:
                 problems.extend(_tags_as_written(config, where, obj, was, id))
+    if not problems:  # of addresses that can be read
+        problems.extend(_redirected_again(config, changes))
     if problems:
         raise ConfigError(problems)

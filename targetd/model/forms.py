@@ -10,10 +10,13 @@ __all__ = [
     "BAD_SIZE",
     "DEFAULT_PORT",
     "is_address",
+    "is_wildcard",
+    "join_location",
     "parse_network",
     "parse_size",
     "split_address",
     "split_list",
+    "split_location",
 ]
 
 DEFAULT_PORT = 3260
@@ -56,6 +59,40 @@ def split_address(text: str) -> tuple[str, int]:
     if not (port.isascii() and port.isdecimal() and len(port) < 7 and 1 <= int(port) <= 65535):
         raise ValueError(f"{text}: the port must be between 1 and 65535.")
     return address, int(port)
+
+
+_LABEL = r"[A-Za-z0-9](?:[-A-Za-z0-9]{0,61}[A-Za-z0-9])?"
+_NAME_AND_PORT = re.compile(rf"((?:{_LABEL}\.)*(?![0-9]+(?::|$)){_LABEL})(?::([0-9]{{1,5}}))?")
+
+
+def split_location(text: str) -> tuple[str, int]:
+    """Where an initiator is to go: as ``split_address``, or a host name (RFC 1123 §2.1) in place of the IP
+    address; it is what TargetAddress may say (RFC 7143 §13.8).
+
+    Raises:
+        ValueError: no such form; the text says what is wrong with which part.
+    """
+    if "," in text:
+        raise ValueError(f"{text}: leave out the portal group tag; it is added where one belongs.")
+    if "%" in text:
+        raise ValueError(f"{text}: a zone means nothing to another host.")
+    name = _NAME_AND_PORT.fullmatch(text)
+    if name is None or is_address(name[1]):
+        return split_address(text)
+    port = int(name[2] or DEFAULT_PORT)
+    if len(name[1]) > 253 or not 1 <= port <= 65535:
+        raise ValueError(f"{text}: a host name has at most 253 characters, a port is between 1 and 65535.")
+    return name[1].lower(), port
+
+
+def join_location(host: str, port: int) -> str:
+    """The form on the wire: IPv6 addresses in brackets, the port always."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_wildcard(host: str) -> bool:
+    """Every address of a family."""
+    return host in ("0.0.0.0", "::")
 
 
 def parse_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:

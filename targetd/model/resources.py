@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
 from targetd.model.fields import AuthTag, OneOf, Range, Reference, Text
-from targetd.model.forms import is_address, parse_network, split_address, split_list
+from targetd.model.forms import (
+    is_address,
+    is_wildcard,
+    parse_network,
+    split_address,
+    split_list,
+    split_location,
+)
 
 __all__ = [
     "BLOCK_SIZES",
@@ -21,6 +28,7 @@ __all__ = [
     "RPMS",
     "AuthChoice",
     "AuthCredential",
+    "ChapAlgorithm",
     "Collection",
     "Configuration",
     "Extent",
@@ -43,6 +51,8 @@ __all__ = [
 ]
 
 AuthChoice = Literal["None", "Auto", "CHAP", "CHAP Mutual"]
+ChapAlgorithm = Literal["MD5", "SHA1", "SHA256", "SHA3-256"]
+"""As initiators spell them; from the weakest to the strongest."""
 ExtentType = Literal["File", "Disk", "Device", "ZVOL", "ZFS Volume"]
 """As the client said it. Disk = Device; ZVOL = ZFS Volume."""
 
@@ -85,6 +95,14 @@ def _bad_isns_servers(text: str) -> str | None:
     return f"The following addresses are not valid: {', '.join(wrong)}" if wrong else None
 
 
+def _bad_redirect(text: str) -> str | None:
+    try:
+        host, _ = split_location(text)
+    except ValueError as error:
+        return str(error)
+    return f"{text}: initiators cannot be sent to every address." if is_wildcard(host) else None
+
+
 def _bad_alias(text: str) -> str | None:
     return "target is a reserved word" if text.lower() == "target" else None
 
@@ -109,6 +127,8 @@ _NAA = Text(
     message="Enter 0x and 32 hexadecimal digits (NAA 6) or 16 (NAA 2, 3, 5).",
 )
 
+_REDIRECT = Text(max_length=280, check=_bad_redirect)
+
 Id: TypeAlias = Annotated[int, Range(1, 2**63 - 1)]
 Tag: TypeAlias = Annotated[int, Range(1, MAX_TAG)]
 
@@ -120,6 +140,8 @@ class GlobalConfiguration:
     basename: Annotated[str, _BASENAME] = "iqn.2011-03.org.example.istgt"
     discovery_auth_method: AuthChoice = "None"
     discovery_auth_group: Annotated[int | None, Range(1, MAX_TAG), AuthTag("discovery_auth_method")] = None
+    chap_weakest: ChapAlgorithm = "MD5"
+    """The weakest algorithm that a login, to a target or for discovery, may prove itself with."""
     io_timeout_s: Annotated[int, Range(0, 300)] = 30
     """How long a peer may stall inside a PDU; 0 = no limit."""
     nop_in_interval_s: Annotated[int, Range(0, 300)] = 20
@@ -216,8 +238,15 @@ class Portal:
     comment: Annotated[str, _COMMENT] = ""
     addresses: tuple[str, ...] = ()
     """``IP:PORT`` as the client said it; ``split_address`` reads them."""
+    advertised: tuple[str, ...] = ()
+    """``HOST:PORT`` told to initiators in place of ``addresses``, as where NAT is between; ``split_location``
+    reads them."""
     discovery_auth_method: AuthChoice = "None"
     discovery_auth_group: Annotated[int | None, Range(1, MAX_TAG), AuthTag("discovery_auth_method")] = None
+    redirect: Annotated[str, _REDIRECT] = ""
+    """``HOST:PORT`` where a login to any target is sent on to; empty = nowhere."""
+    redirect_permanent: bool = False
+    """The initiator shall remember it (RFC 7143 §11.13.5: 0102h, not 0101h)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +276,9 @@ class Target:
     queue_depth: Annotated[int, Range(0, 255)] = 32
     logical_block_size: Annotated[int, OneOf(BLOCK_SIZES)] = 512
     mode: Literal["iscsi", "fc", "both"] = "iscsi"
+    redirect: Annotated[str, _REDIRECT] = ""
+    """``HOST:PORT`` where a login is sent on to, before what its portal says; empty = nowhere."""
+    redirect_permanent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
