@@ -267,15 +267,9 @@ class Connection:
             handlers[opcode] = getattr(self, name)
         if phase == Phase.FULL_FEATURE:
             handlers[Opcode.SCSI_DATA_OUT] = self.writes.data_out
-            if self._may_hurry():
+            if self.session is not None and self.session.target is not None:
                 handlers[Opcode.SCSI_COMMAND] = scsi_command_handler(self, self._scsi_command)
         self.framer.handlers = handlers
-
-    def _may_hurry(self) -> bool:
-        """The connection moves data, and nothing but system calls looks at it."""
-        keys = self.keys
-        is_normal = self.session is not None and self.session.target is not None
-        return is_normal and not keys.header_digest and not keys.data_digest
 
     def _ignore(self, view: memoryview, at: int, data: memoryview) -> None:
         """After logout nothing more is looked at."""

@@ -12,9 +12,10 @@ general path, from the beginning and with nothing changed: when in doubt, there.
 Rule 2: nothing is decided here that is decided elsewhere. Whether a unit is free to act at once is
 ``LogicalUnit.read_at_once`` and ``write_at_once``.
 
-It is not used with digests (``Connection._enter``): they have to look at every byte anyway.
+With a data digest every byte has to be looked at, so a READ takes a copy, never mapped memory.
 
-A 4 KiB READ, 32 in a wake-up, from memory to memory: 1.7 µs here, 5.1 µs by the general path (CPython 3.11).
+A 4 KiB READ, 32 in a wake-up, from memory to memory: 1.7 µs here, 5.1 µs by the general path (CPython 3.11);
+with both digests, from a file: 4.7 and 11.2 µs.
 """
 
 from struct import Struct
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from protocol import serial
 from protocol.bhs import DataIn, ScsiResponse
+from protocol.digest import digest
 from protocol.enums import RESERVED_TAG
 from protocol.framer import Handler
 
@@ -52,7 +54,7 @@ _HALF = 0x80000000
 
 
 def scsi_command_handler(connection: "Connection", general: Handler) -> Handler:
-    """The handler of SCSI Command PDUs of a normal session without digests.
+    """The handler of SCSI Command PDUs of a normal session.
 
     Args:
         general: takes what is not plain.
@@ -64,6 +66,8 @@ def scsi_command_handler(connection: "Connection", general: Handler) -> Handler:
     keys = session.keys
     longest_in = keys.max_burst_length
     longest_out = keys.first_burst_length if keys.immediate_data else 0
+    header_digest = connection.keys.header_digest
+    data_digest = connection.keys.data_digest
 
     def handle(view: memoryview, at: int, data: memoryview) -> None:
         (
@@ -90,7 +94,7 @@ def scsi_command_handler(connection: "Connection", general: Handler) -> Handler:
             if lengths or expected > longest_in or expected > connection.send_limit or expected & 3:
                 general(view, at, data)
                 return
-            found = unit.read_at_once(operation, lba, blocks, expected)
+            found = unit.read_at_once(operation, lba, blocks, expected, data_digest)
             if found is None:
                 general(view, at, data)
                 return
@@ -112,27 +116,17 @@ def scsi_command_handler(connection: "Connection", general: Handler) -> Handler:
         stat_sn = connection.stat_sn
         connection.stat_sn = (stat_sn + 1) & _MASK
         out = connection.out
-        if found is not None:
-            out.append(
-                _DATA_IN(
-                    0x25,
-                    0x81,
-                    0,
-                    expected,
-                    _NO_LUN,
-                    tag,
-                    RESERVED_TAG,
-                    stat_sn,
-                    exp_cmd_sn,
-                    max_cmd_sn,
-                    0,
-                    0,
-                    0,
-                )
-            )
-            out.append(found)
+        if found is None:
+            header = _RESPONSE(0x21, 0x80, 0, 0, 0, tag, 0, stat_sn, exp_cmd_sn, max_cmd_sn, 0, 0, 0)
+            out.append(header + digest(header) if header_digest else header)
         else:
-            out.append(_RESPONSE(0x21, 0x80, 0, 0, 0, tag, 0, stat_sn, exp_cmd_sn, max_cmd_sn, 0, 0, 0))
+            header = _DATA_IN(
+                0x25, 0x81, 0, expected, _NO_LUN, tag, RESERVED_TAG, stat_sn, exp_cmd_sn, max_cmd_sn, 0, 0, 0
+            )
+            out.append(header + digest(header) if header_digest else header)
+            out.append(found)
+            if data_digest:
+                out.append(digest(found))
         if session.held:
             session.release_held()
 

@@ -44,6 +44,11 @@ def padded(length: int) -> int:
     return (length + 3) & ~3
 
 
+def _header_digest_error() -> ProtocolViolation:
+    """RFC 7143 §7.8: without a trustworthy length the stream is lost; close the connection."""
+    return ProtocolViolation(RejectReason.PROTOCOL_ERROR, "header digest error", fatal=True)
+
+
 class Framer:
     """Cuts the byte stream of one connection."""
 
@@ -164,12 +169,26 @@ class Framer:
     def _check_header(self, view: memoryview, at: int, before: int) -> None:
         covered = before - DIGEST_LENGTH
         if not matches(view, at, covered, at + covered):
-            # RFC 7143 §7.8: without a trustworthy length the stream is lost; close the connection.
-            raise ProtocolViolation(RejectReason.PROTOCOL_ERROR, "header digest error", fatal=True)
+            raise _header_digest_error()
 
     def _deliver_general(self, view: memoryview, at: int, end: int, lengths: int) -> int:
         """One PDU with AHS or digests, or an impossible one; returns its length, 0 = not complete."""
-        if self.header_digest:
+        header_digest = self.header_digest
+        if lengths <= self.max_data:
+            # Digests and no AHS, and it is all here: one look at the header, one at the data.
+            data_at = at + BHS_LENGTH + (DIGEST_LENGTH if header_digest else 0)
+            filled = data_at + (lengths + 3 & ~3)
+            following = filled + (DIGEST_LENGTH if lengths and self.data_digest else 0)
+            if following <= end:
+                if header_digest and not matches(view, at, BHS_LENGTH, at + BHS_LENGTH):
+                    raise _header_digest_error()
+                data = view[data_at : data_at + lengths] if lengths else EMPTY
+                if following == filled or matches(view, data_at, filled - data_at, filled):
+                    self.handlers[view[at] & 0x3F](view, at, data)
+                else:
+                    self.damaged(view, at, data)
+                return following - at
+        if header_digest:
             # The lengths are only believed once the digest over them is right; TotalAHSLength says
             # where that digest is, so it must at least be sane.
             before = BHS_LENGTH + 4 * min(lengths >> 24, MAX_AHS_WORDS) + DIGEST_LENGTH

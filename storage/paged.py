@@ -10,7 +10,7 @@ than a hop to a worker and back (30–60 µs) up to ``INLINE_WRITE_LIMIT``. Thre
 each has its rule: a partial page that is not in memory must be read in first (such writes go to a
 worker); file systems behind a network or another process wait for that (``_inline`` is false for them);
 and the kernel holds up writers when too much is dirty (a governor sends writes to workers for a second
-after one that took long).
+after one that slept for long; a thread that only lost its processor to others has waited for no medium).
 
 **Faults.** A medium that is known to be cut off, deleted or gone serves nothing: silent zeros and writes
 into a file without a name are lies. ``_examine`` finds out, for one system call; ``tick`` asks it for
@@ -20,6 +20,7 @@ concerns the path (``_lose``) lasts until ``refresh`` has found the medium again
 
 import errno
 import os
+import resource
 import threading
 from abc import abstractmethod
 from time import perf_counter
@@ -43,7 +44,18 @@ interval, because waiting for the GIL after the call counts here too and says no
 SLOW_WRITE_PAUSE_S = 1.0
 """How long after a slow one writes go to workers. The kernel's own pauses for a writer are up to 0.2 s."""
 
+WATCHED_WRITES = 64
+"""How many inline writes after one that took long are watched: whether the thread slept in the next such."""
+
 _PARTIAL = PAGE - 1
+
+
+def _sleeps() -> int:
+    """How often this thread has given up its processor to wait for something (getrusage(2)).
+
+    1.5 µs, as much as a small write, so it is asked only about writes that are watched.
+    """
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 class Paged(Backend):
@@ -67,6 +79,8 @@ class Paged(Backend):
         self._inline = False
         self._inline_again = 0.0
         """``perf_counter`` reading before which no write is made inline."""
+        self._watched = 0
+        """Inline writes that are still to be watched."""
         self._touched = False
         """Written inline since the last tick."""
         self._nowait_reads = True
@@ -132,23 +146,38 @@ class Paged(Backend):
         if begin < self._inline_again:
             return False
         self._touched = True
+        sleeps = _sleeps() if self._watched else -1
         if 0 < length <= STORE_LIMIT and self._window.store(offset, data):
-            if perf_counter() - begin > SLOW_WRITE_S:
-                self._inline_again = perf_counter() + SLOW_WRITE_PAUSE_S
+            self._judge_pace(perf_counter() - begin, sleeps)
             return True
         if (offset | length) & _PARTIAL and not self._edges_in_memory(offset, length):
             return False
         handle = self._handle
         try:
             written = os.pwrite(handle.fd, data, offset)
-            if perf_counter() - begin > SLOW_WRITE_S:
-                self._inline_again = perf_counter() + SLOW_WRITE_PAUSE_S
+            self._judge_pace(perf_counter() - begin, sleeps)
             if written != length:
                 self._write_all(handle, offset, data, written, 0)
         except OSError as error:
             self.last_error = self._bare(error)
             raise
         return True
+
+    def _judge_pace(self, took_s: float, sleeps: int) -> None:
+        """An inline write has ended: shall workers take the next?
+
+        On a busy machine a thread waits for its processor longer than many a write for its disk. The first
+        long one is let pass and the next are watched; one in which the thread slept has met a slow medium.
+
+        Args:
+            sleeps: ``_sleeps`` before it; -1 = not watched.
+        """
+        if took_s > SLOW_WRITE_S:
+            if 0 <= sleeps < _sleeps():
+                self._inline_again = perf_counter() + SLOW_WRITE_PAUSE_S
+            self._watched = WATCHED_WRITES
+        elif self._watched:
+            self._watched -= 1
 
     def _edges_in_memory(self, offset: int, length: int) -> bool:
         """Whether the pages that the range covers only in part are in memory."""

@@ -274,9 +274,11 @@ class LogicalUnit(TaskSet):
             self._order(request)
         return None
 
-    def read_at_once(self, opcode: int, lba: int, blocks: int, length: int) -> Buffer | None:
+    def read_at_once(self, opcode: int, lba: int, blocks: int, length: int, touched: bool) -> Buffer | None:
         """READ(10/16) of ``length`` bytes without a request, when nothing stands in its way and the bytes are
         in memory; None: go by ``admit`` and ``submit``, nothing has happened yet.
+
+        ``touched``: as ``Request.touched``; the bytes are a copy then.
 
         The same tests as theirs in one place, for ``protocol.fastpath``: attentions, reservations, what the
         unit lacks, what must wait, the range.
@@ -292,7 +294,10 @@ class LogicalUnit(TaskSet):
             or backend is None
         ):
             return None
-        data = backend.read_nowait(lba * self.block_size, length)
+        if touched:
+            data = backend.copy_nowait(lba * self.block_size, length)
+        else:
+            data = backend.read_nowait(lba * self.block_size, length)
         if data is not None:
             self.commands[opcode] += 1
             self.reads += 1

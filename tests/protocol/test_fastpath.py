@@ -3,9 +3,11 @@
 import struct
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocol.digest import digest
 from protocol.enums import Opcode
 from protocol.scsi.device import LogicalUnit
 from tests import cdbs
@@ -15,11 +17,18 @@ from tests.protocol.target import MemoryTarget, connection_of
 BLOCKS = 64
 BLOCK = 512
 
+Digests = tuple[bool, bool]
+"""Header digest, data digest."""
+DIGESTS: tuple[Digests, ...] = ((False, False), (True, True), (True, False), (False, True))
 
-def pair() -> tuple[list[MemoryTarget], list[MemoryPeer]]:
+
+def pair(digests: Digests) -> tuple[list[MemoryTarget], list[MemoryPeer]]:
     """Two targets alike, each with one initiator; the second has no fast path."""
     targets = [MemoryTarget(size=BLOCKS * BLOCK) for _ in range(2)]
-    peers = [target.logged_in() for target in targets]
+    keys = dict(
+        zip(("HeaderDigest", "DataDigest"), ("CRC32C" if on else "None" for on in digests), strict=True)
+    )
+    peers = [target.logged_in(keys=keys) for target in targets]
     slow = connection_of(peers[1])
     slow.framer.handlers[Opcode.SCSI_COMMAND] = slow._scsi_command
     return targets, peers
@@ -46,7 +55,7 @@ COMMANDS = st.tuples(
 
 def command_pdu(
     number: int, cmd_sn: int, operation: int, lba: int, blocks: int, byte1: int, group: int, attribute: int,
-    difference: int, lun: int, immediate: bool,
+    difference: int, lun: int, immediate: bool, digests: Digests = (False, False),
 ) -> bytes:  # fmt: skip
     """One SCSI Command PDU, all its data in it."""
     if operation in (0x88, 0x8A):
@@ -61,17 +70,23 @@ def command_pdu(
         "!BB2xI8sIIII16s", 0x41 if immediate else 0x01, flags, len(data),
         bytes((0, lun)) + bytes(6), number, length, cmd_sn, 0, cdb,
     )  # fmt: skip
-    return header + data + bytes(-len(data) % 4)
+    data += bytes(-len(data) % 4)
+    return (
+        header
+        + (digest(header) if digests[0] else b"")
+        + data
+        + (digest(data) if data and digests[1] else b"")
+    )
 
 
 @settings(deadline=None)
-@given(st.lists(COMMANDS, min_size=1, max_size=12), st.integers(1, 4000))
-def test_same_traffic_same_answers(commands: list[tuple[Any, ...]], split: int) -> None:
-    targets, peers = pair()
+@given(st.lists(COMMANDS, min_size=1, max_size=12), st.integers(1, 4000), st.sampled_from(DIGESTS))
+def test_same_traffic_same_answers(commands: list[tuple[Any, ...]], split: int, digests: Digests) -> None:
+    targets, peers = pair(digests)
     cmd_sn = peers[0].session.cmd_sn
     stream = b""
     for number, command in enumerate(commands, 100):
-        stream += command_pdu(number, cmd_sn, *command)
+        stream += command_pdu(number, cmd_sn, *command, digests=digests)
         cmd_sn += not command[-1]
     answers = []
     for peer in peers:
@@ -80,7 +95,7 @@ def test_same_traffic_same_answers(commands: list[tuple[Any, ...]], split: int) 
             peer.send(stream[at : at + split])
             said += b"".join(bytes(part) for part in peer.target.data_to_send())
         answers.append(said)
-    assert sorted(pdus(answers[0])) == sorted(pdus(answers[1]))
+    assert sorted(pdus(answers[0], digests)) == sorted(pdus(answers[1], digests))
     assert state(targets[0].units[0]) == state(targets[1].units[0])
     assert bytes(targets[0].backends[0].read(0, BLOCKS * BLOCK)) == bytes(
         targets[1].backends[0].read(0, BLOCKS * BLOCK)
@@ -90,26 +105,36 @@ def test_same_traffic_same_answers(commands: list[tuple[Any, ...]], split: int) 
         assert getattr(sessions[0], name) == getattr(sessions[1], name)
 
 
-def pdus(stream: bytes) -> list[bytes]:
+def pdus(stream: bytes, digests: Digests) -> list[bytes]:
     """Each PDU without what only tells the order of answers (StatSN and the window), which among commands
-    that run at once and commands that go the long way is free (SAM-5 §8.6)."""
+    that run at once and commands that go the long way is free (SAM-5 §8.6). Digests are right."""
     found = []
     at = 0
     while at < len(stream):
-        end = at + 48 + (int.from_bytes(stream[at + 4 : at + 8], "big") + 3 & ~3)
-        found.append(stream[at : at + 24] + bytes(12) + stream[at + 36 : end])
+        header = stream[at : at + 48]
+        at += 48
+        if digests[0]:
+            assert stream[at : at + 4] == digest(header)
+            at += 4
+        end = at + (int.from_bytes(header[5:8], "big") + 3 & ~3)
+        data = stream[at:end]
         at = end
+        if data and digests[1]:
+            assert stream[at : at + 4] == digest(data)
+            at += 4
+        found.append(header[:24] + bytes(12) + header[36:] + data)
     return found
 
 
-def test_plain_traffic_is_the_same_to_the_byte_and_takes_the_fast_path() -> None:
+@pytest.mark.parametrize("digests", DIGESTS)
+def test_plain_traffic_is_the_same_to_the_byte_and_takes_the_fast_path(digests: Digests) -> None:
     """PDU by PDU, the numbers of the answers are the same too; and no task is ever made."""
-    targets, peers = pair()
+    targets, peers = pair(digests)
     fast, slow = (connection_of(peer) for peer in peers)
     plain = [(op, 8 * i, 3, 0, 0, 1, 0, 0, False) for i, op in enumerate((0x2A, 0x28, 0x8A, 0x88) * 2)]
     cmd_sn = peers[0].session.cmd_sn
     for number, command in enumerate(plain):
-        stream = memoryview(command_pdu(100 + number, cmd_sn + number, *command))
+        stream = memoryview(command_pdu(100 + number, cmd_sn + number, *command, digests=digests))
         fast.receive_data(stream, 0.0)
         assert fast.events == []
         peers[1].send(bytes(stream))
