@@ -19,6 +19,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from protocol.access import Authorizer
@@ -179,7 +180,7 @@ class Channel:
         if not count:
             self.drop("the initiator closed the connection")
             return
-        now = server.loop.time()
+        now = monotonic()
         if target is not None:
             home = min(count, len(target))
             connection.received_in_target(home, now)
@@ -188,7 +189,8 @@ class Channel:
             connection.receive_data(view[:count], now)
         server.unmeasured -= 1
         if server.unmeasured:
-            self.carry_out()
+            if connection.events:
+                self.carry_out()
             self.flush()
         else:
             self._measure(now)
@@ -204,7 +206,7 @@ class Channel:
         self.flush()
         session = self.connection.session
         if session is not None:
-            elapsed_s = server.loop.time() - now
+            elapsed_s = monotonic() - now
             for task in tasks:
                 if session.tasks.get(task.initiator_task_tag) is not task and not task.aborted:
                     server.counters.took(task.unit, session, elapsed_s, SAMPLED)
