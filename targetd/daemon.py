@@ -26,10 +26,12 @@ from api.resources.users import UsersResource
 from api.server import ApiRunner
 from targetd import logs, notify
 from targetd.demo import offer_demo
+from targetd.listeners import API, Listeners, inherited
 from targetd.loop import Loop
 from targetd.model import ConfigError, fresh
-from targetd.options import Address, Options, UsageError, parse, version
+from targetd.options import Address, Options, version
 from targetd.pools import Pools
+from targetd.reload import Reloader
 from targetd.runtime import Runtime
 from targetd.store import Store, StoreError
 from targetd.tls import Certificate
@@ -55,38 +57,41 @@ class StartError(Exception):
 def run(options: Options) -> int:
     """Serve until told to stop; returns the exit code (design.md §2)."""
     logs.set_up(options.log_level, options.log_format)
+    listeners = Listeners(inherited(os.environ))
     try:
         loop = Loop()
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            runner.run(_serve(options, loop))
+            runner.run(_serve(options, loop, listeners))
     except (StartError, StoreError) as error:
         print(f"iscsi-targetd: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-async def _serve(options: Options, loop: Loop) -> None:
+async def _serve(options: Options, loop: Loop, listeners: Listeners) -> None:
     _raise_descriptor_limit()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     state = options.state_dir
-    roots = options.extent_roots or (state / "extents",)
+    roots = _extent_roots(options)
     try:
         await asyncio.to_thread(_make_directories, state, () if options.extent_roots else roots)
         password, generated = await asyncio.to_thread(_admin_password, options)
         tls = await asyncio.to_thread(_certificate, options)
     except OSError as error:
         raise StartError(f"{error.filename or state}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise StartError(str(error)) from None
     store = await Store.open(state / STORE_NAME)
-    runtime = Runtime(store, roots, loop, dict(options.pools))
+    runtime = Runtime(store, roots, loop, dict(options.pools), listeners=listeners)
     admin = Account(ADMIN, await asyncio.to_thread(hash_password, password))
     storage = StorageResource(runtime, Pools(dict(options.pools)))
     authenticator = Authenticator({ADMIN: admin})
     users = UsersResource(authenticator, _Accounts(store), admin)
     app = make_app(runtime, authenticator, version=version(), resources=[storage, users])
     api = ApiRunner(app, shutdown_timeout=API_SHUTDOWN_S)
-    watcher: asyncio.Task[None] | None = None
+    watchers: list[asyncio.Task[None]] = []
     try:
         config = await store.load()
         if store.fresh:
@@ -98,10 +103,13 @@ async def _serve(options: Options, loop: Loop) -> None:
             raise StartError("; ".join(problem.message for problem in error.problems)) from None
         await users.load()
         again = asyncio.Event()
-        loop.add_signal_handler(signal.SIGHUP, _read_again, again)
+        loop.add_signal_handler(signal.SIGHUP, again.set)
+        reloader = Reloader(options, runtime, users, admin, tls, _read_password, _extent_roots)
+        watchers.append(loop.create_task(reloader.serve(again)))
         if tls is not None:
-            watcher = loop.create_task(tls.watch(again))
-        url = await _start_api(api, options.api, tls.context if tls else None)
+            watchers.append(loop.create_task(tls.watch()))
+        url = await _start_api(api, listeners, options.api, tls.context if tls else None)
+        listeners.settle()
         if options.demo:
             await offer_demo(runtime, roots[0], url, state / PASSWORD_NAME)
         if generated:
@@ -115,25 +123,17 @@ async def _serve(options: Options, loop: Loop) -> None:
         log.info("stopping")
         notify.stopping()
     finally:
-        if watcher is not None:
+        for watcher in watchers:
             watcher.cancel()
         await runtime.stop()
         await api.cleanup()
         await store.close()
+        listeners.close()
     log.info("stopped")
 
 
-def _read_again(certificate: asyncio.Event) -> None:
-    """SIGHUP: the log level as options and configuration file have it now, and the certificate."""
-    certificate.set()
-    try:
-        options = parse(sys.argv[1:], os.environ).options
-    except UsageError as error:
-        log.error("the log level stays as it was: %s", error)
-        return
-    if options is not None:
-        logs.set_up(options.log_level, options.log_format)
-        log.info("SIGHUP: log level %s", options.log_level)
+def _extent_roots(options: Options) -> tuple[Path, ...]:
+    return options.extent_roots or (options.state_dir / "extents",)
 
 
 def _make_directories(state: Path, roots: tuple[Path, ...]) -> None:
@@ -143,21 +143,26 @@ def _make_directories(state: Path, roots: tuple[Path, ...]) -> None:
 
 def _admin_password(options: Options) -> tuple[str, bool]:
     """(the password of the API's root user, whether it was made just now). Never empty."""
-    path = options.api_password_file or options.state_dir / PASSWORD_NAME
     try:
-        password = path.read_text(encoding="utf-8").strip()
+        return _read_password(options), False
     except FileNotFoundError:
         if options.api_password_file is not None:
             raise
-        password = secrets.token_urlsafe(18)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(password + "\n")
-        return password, True
+    password = secrets.token_urlsafe(18)
+    path = options.state_dir / PASSWORD_NAME
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(password + "\n")
+    return password, True
+
+
+def _read_password(options: Options) -> str:
+    path = options.api_password_file or options.state_dir / PASSWORD_NAME
+    password = path.read_text(encoding="utf-8").strip()
     if not password:
-        raise StartError(
+        raise ValueError(
             f"{path}: the password is empty; write one there, or remove the file to have one made"
         )
-    return password, False
+    return password
 
 
 def _certificate(options: Options) -> Certificate | None:
@@ -182,11 +187,15 @@ class _Accounts:
         return await self._store.items(ACCOUNTS)
 
 
-async def _start_api(api: web.AppRunner, address: Address, tls: ssl.SSLContext | None) -> str:
+async def _start_api(
+    api: web.AppRunner, listeners: Listeners, address: Address, tls: ssl.SSLContext | None
+) -> str:
     """Listen for the API; returns its URL."""
     await api.setup()
     try:
-        await web.TCPSite(api, address.host, address.port, ssl_context=tls).start()
+        for sock in await listeners.api(address):
+            await web.SockSite(api, sock, ssl_context=tls).start()
+            listeners.keep(API, sock)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise StartError(f"--api {address}: {reason}") from None

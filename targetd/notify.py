@@ -7,15 +7,17 @@ nothing happens: a daemon does not fail for want of an audience.
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 __all__ = ["notify", "ready", "status", "stopping"]
 
 log = logging.getLogger(__name__)
 
 
-def notify(*lines: str, environ: Mapping[str, str] = os.environ) -> bool:
+def notify(*lines: str, environ: Mapping[str, str] = os.environ, descriptors: Sequence[int] = ()) -> bool:
     """Send the lines as one datagram; False when there is no socket or it takes nothing.
+
+    ``descriptors`` go along, as ``FDSTORE=1`` has it: the receiver gets duplicates.
 
     A name that begins with ``@`` is in the abstract namespace (a leading null, unix(7)).
     """
@@ -30,7 +32,8 @@ def notify(*lines: str, environ: Mapping[str, str] = os.environ) -> bool:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             # Never wait on the event loop for a service manager that does not read.
             sender.setblocking(False)
-            sender.sendto("\n".join(lines).encode(), address)
+            sender.connect(address)
+            socket.send_fds(sender, ["\n".join(lines).encode()], list(descriptors))
     except OSError as error:
         log.warning("cannot notify %s: %s", name, error.strerror or error)
         return False

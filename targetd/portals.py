@@ -17,6 +17,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from targetd.listeners import PORTAL, Listeners
 from targetd.model import ConfigError, Configuration, Portal, split_address
 from targetd.server import Server, bind, bind_reason
 
@@ -52,13 +53,15 @@ class Bound:
 class Portals:
     """All addresses of all portals."""
 
-    def __init__(self, server: Server, announce: Callable[..., None]) -> None:
+    def __init__(self, server: Server, announce: Callable[..., None], listeners: Listeners) -> None:
         """
         Args:
             announce: told of addresses that come and go: (kind of event, what).
+            listeners: sockets that are there already, and whom to tell of ours.
         """
         self._server = server
         self._announce = announce
+        self._listeners = listeners
         self._wanted: dict[str, int] = {}
         """Address as configured → id of its portal."""
         self.absent: dict[str, str] = {}
@@ -80,7 +83,7 @@ class Portals:
             if address in self._wanted:
                 continue
             try:
-                bound.sockets[address] = _bind(address, leaving)
+                bound.sockets[address] = self._listeners.take(address) or _bind(address, leaving)
             except OSError as error:
                 if error.errno in ABSENT:
                     bound.absent[address] = bind_reason(error)
@@ -96,7 +99,7 @@ class Portals:
         listeners = self._server.listeners
         for address in list(listeners):
             if address not in wanted:
-                self._server.unlisten(address)
+                self._unlisten(address)
             else:
                 listeners[address] = (listeners[address][0], wanted[address])
         for address in self.absent.keys() - wanted.keys():
@@ -108,7 +111,7 @@ class Portals:
             self._miss(address, reason)
 
     def close(self) -> None:
-        """Listen nowhere."""
+        """Listen nowhere. Who keeps the sockets meanwhile goes on keeping them, for the next start."""
         self._wanted = {}
         self.absent.clear()
         for address in list(self._server.listeners):
@@ -135,11 +138,11 @@ class Portals:
         for address in [address for address in self._wanted if host in ("", _host(address))]:
             if address in self._server.listeners:
                 if not _is_here(address):
-                    self._server.unlisten(address)
+                    self._unlisten(address)
                     self._miss(address, _GONE)
                 continue
             try:
-                sock = bind(address)
+                sock = self._listeners.take(address) or bind(address)
             except OSError as error:
                 reason = bind_reason(error)
                 if error.errno in ABSENT:
@@ -154,7 +157,12 @@ class Portals:
     def _listen(self, address: str, sock: socket.socket) -> None:
         portal_id = self._wanted[address]
         self._server.listen(address, sock, portal_id)
+        self._listeners.keep(PORTAL, sock)
         log.info("portal %d listens on %s", portal_id, address)
+
+    def _unlisten(self, address: str) -> None:
+        self._server.unlisten(address)
+        self._listeners.forget(PORTAL, address)
 
     def _miss(self, address: str, reason: str) -> None:
         self.absent[address] = reason

@@ -56,6 +56,7 @@ from targetd.interface import (
 )
 from targetd.keeper import Keeper, StoreError
 from targetd.lanes import Completions, Lane, off_loop
+from targetd.listeners import Listeners
 from targetd.loop import Loop
 from targetd.lucserver import ControllerServer
 from targetd.model import (
@@ -169,6 +170,7 @@ class Runtime:
         *,
         listens: bool = True,
         sessions: SessionTable | None = None,
+        listeners: Listeners | None = None,
     ) -> None:
         """
         Args:
@@ -176,9 +178,11 @@ class Runtime:
             pools: directory pools by name.
             listens: False: another process has the portals and the logical unit controller.
             sessions: as ``Server`` takes it.
+            listeners: where the sockets of portals come from.
         """
         self._store = store
-        self._roots = tuple(extent_roots)
+        self.extent_roots = tuple(extent_roots)
+        """Where File extents that are made or changed from now on may live."""
         self._pools = dict(pools or {})
         self._listens = listens
         self._loop = loop
@@ -198,7 +202,7 @@ class Runtime:
         self._save_s = self._save_longest_s = 0.0
         self.server = Server(loop, lambda: self._view, self._note, self._tick, sessions=sessions)
         self.server.sessions.ended = self._session_ended
-        self.portals = Portals(self.server, self.announce)
+        self.portals = Portals(self.server, self.announce, listeners or Listeners())
         self._addresses = HostAddresses(loop, self.portals.changed)
         self._view = View(self._config, {}, self.portals.absent)
         self.controller = ControllerServer(self)
@@ -552,7 +556,7 @@ class Runtime:
     def _prepare_extent(self, before: Extent | None, extent: Extent, prepared: _Prepared) -> None:
         """Open what the extent shall be from now on. A medium that is open already may be opened again
         beside itself, with another size or protection; the old opening goes when the change is certain."""
-        check_path(extent, self._roots, self._pools)
+        check_path(extent, self.extent_roots, self._pools)
         fresh = extent.type == "File" and not os.path.lexists(extent.path)
         backend = open_extent(extent, self._pools)
         prepared.backends[extent.id] = backend
@@ -614,7 +618,7 @@ class Runtime:
         unit = next(iter(live.units.values()), None)
         if unit is not None and unit.locked is not None:
             raise ConfigError.one("extents", WHOLE, "The extent is being sanitized.", extent.id)
-        await off_loop(partial(check_path, new=True), extent, self._roots, self._pools)
+        await off_loop(partial(check_path, new=True), extent, self.extent_roots, self._pools)
         still = asyncio.Event()
         pause = None
         try:

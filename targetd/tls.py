@@ -27,25 +27,26 @@ class Certificate:
             OSError: a file cannot be read.
             ssl.SSLError: they are none, or do not fit together.
         """
-        self._files = (certificate, key)
+        self.files = (certificate, key)
+        """May be assigned; ``reload`` takes them up."""
         self._seen = self._look()
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.load_cert_chain(certificate, key)
 
     def _look(self) -> list[tuple[int, int, int]]:
-        found = [path.stat() for path in self._files]
+        found = [path.stat() for path in self.files]
         return [(status.st_ino, status.st_mtime_ns, status.st_size) for status in found]
 
     async def reload(self, *, always: bool = False) -> None:
         """Read the files again if they have changed, or ``always``."""
         try:
             if await asyncio.to_thread(self._try, always):
-                self.context.load_cert_chain(*self._files)
-                log.info("%s is in force", self._files[0])
+                self.context.load_cert_chain(*self.files)
+                log.info("%s is in force", self.files[0])
         except OSError as error:  # ssl.SSLError is one
             reason = getattr(error, "reason", None) or error.strerror or error
-            log.error("%s stays as it was: %s", self._files[0], reason)
+            log.error("%s stays as it was: %s", self.files[0], reason)
 
     def _try(self, always: bool) -> bool:
         """Whether to load them; on the side, since a load that fails leaves a context with half of it."""
@@ -53,17 +54,11 @@ class Certificate:
         if seen == self._seen and not always:
             return False
         self._seen = seen
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*self._files)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*self.files)
         return True
 
-    async def watch(self, again: asyncio.Event) -> None:
-        """Follow changes until cancelled; ``again`` is set to have the files read now."""
+    async def watch(self) -> None:
+        """Follow changes until cancelled."""
         while True:
-            try:
-                async with asyncio.timeout(LOOK_S):
-                    await again.wait()
-            except TimeoutError:
-                await self.reload()
-            else:
-                again.clear()
-                await self.reload(always=True)
+            await asyncio.sleep(LOOK_S)
+            await self.reload()

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -126,14 +126,28 @@ class Daemon:
             *self.options,
         ]
 
-    def start(self) -> Self:
-        """Start and wait for ``ready``; DaemonError with the log if it ends or takes too long."""
+    def start(
+        self,
+        *,
+        launcher: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> Self:
+        """Start and wait for ``ready``; DaemonError with the log if it ends or takes too long.
+
+        Args:
+            launcher: what comes before the command line, and ends by executing it.
+            variables: more of the environment.
+            descriptors: handed on to the process, under their numbers.
+        """
         assert self.process is None
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ISCSI_TARGETD_")}
         environment["PYTHONPATH"] = str(ROOT)
         environment["PYTHONUNBUFFERED"] = "1"
+        environment.update(variables or {})
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "targetd", *self.arguments()],
+            [*launcher, sys.executable, "-m", "targetd", *self.arguments()],
+            pass_fds=tuple(descriptors),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

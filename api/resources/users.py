@@ -54,6 +54,11 @@ class UsersResource:
         self._accounts: dict[str, Account] = {root.name: root}
         self._turn = asyncio.Lock()
 
+    def replace_root(self, root: Account) -> None:
+        """The built-in user has another password; who logged in with the old one has to log in again."""
+        self._root = self._accounts[root.name] = root
+        self._authenticator.replace_accounts(self._accounts)
+
     async def load(self) -> None:
         """Take over what was kept."""
         for name, raw in (await self._keeper.items()).items():

@@ -25,7 +25,7 @@ for program in iscsi-targetd iscsi-targetctl; do
     ln -s "/opt/iscsi-targetd/bin/$program" "$root/usr/bin/$program"
     gzip -9nc "packaging/$program.8" >"$root/usr/share/man/man8/$program.8.gz"
 done
-install -m 644 packaging/iscsi-targetd.service "$root/usr/lib/systemd/system/"
+install -m 644 packaging/iscsi-targetd.service packaging/iscsi-targetd.socket "$root/usr/lib/systemd/system/"
 install -m 644 packaging/iscsi-targetd.sysusers "$root/usr/lib/sysusers.d/iscsi-targetd.conf"
 install -m 644 LICENSE "$root/usr/share/doc/iscsi-targetd/copyright"
 cat >"$root/DEBIAN/control" <<CONTROL

@@ -28,14 +28,18 @@ def test_man_page_is_well_formed(page: str) -> None:
     assert done.stderr == ""
 
 
-def test_unit_is_one_that_systemd_understands(tmp_path: Path) -> None:
+def test_units_are_ones_that_systemd_understands(tmp_path: Path) -> None:
     systemd = shutil.which("systemd-analyze")
     if systemd is None:
         pytest.skip("systemd-analyze is not installed")
-    text = (PACKAGING / "iscsi-targetd.service").read_text(encoding="utf-8")
-    unit = tmp_path / "iscsi-targetd.service"
-    unit.write_text(text.replace("/usr/bin/iscsi-targetd", "/bin/true").replace("man:iscsi-targetd(8)", ""))
+    units = []
+    for name in ("iscsi-targetd.service", "iscsi-targetd.socket"):
+        text = (PACKAGING / name).read_text(encoding="utf-8")
+        units.append(tmp_path / name)
+        units[-1].write_text(
+            text.replace("/usr/bin/iscsi-targetd", "/bin/true").replace("man:iscsi-targetd(8)", "")
+        )
     done = subprocess.run(
-        [systemd, "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
+        [systemd, "verify", "--man=no", *map(str, units)], capture_output=True, text=True, check=False
     )
-    assert [line for line in done.stderr.splitlines() if "iscsi-targetd.service" in line] == []
+    assert [line for line in done.stderr.splitlines() if "iscsi-targetd." in line] == []
