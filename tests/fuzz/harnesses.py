@@ -1,93 +1,259 @@
 """What is fuzzed: for each entry point a function of bytes that must return, whatever they are.
 
-``python -m tests.fuzz.harnesses NAME [libFuzzer options]`` runs one under atheris, guided by the coverage of
-our packages (``make fuzz`` runs all). Without atheris the same functions are called with the corpus and with
-mutations of it by ``test_harnesses.py``. Any exception is a finding.
+Any exception is a finding, and so is what ``_over`` looks for when the bytes are spent: that nobody is owed
+more than he sent reason for, and that another initiator of the same target is served as if nothing had been.
+
+``make fuzz`` runs them led by coverage (``tests.fuzz``); without atheris the same functions are called with
+the corpus and with mutations of it by ``test_harnesses.py``, as part of every test run.
 """
 
+import asyncio
+import base64
 import json
-import sys
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from protocol.enums import Opcode
+from aiohttp import StreamReader, web
+from aiohttp.test_utils import make_mocked_request
+
+from api.app import make_app
+from api.auth import Account, Authenticator, hash_password
+from protocol.access import Credential
+from protocol.chap import response
+from protocol.enums import AuthMethod, Opcode
 from protocol.textkeys import TextError, parse, read_binary, read_number
-from tests.initiator import MemoryPeer
-from tests.protocol.target import MemoryTarget, connection_of
+from targetd.luc import Conversation, Policy
+from targetd.model import validate
+from tests.api.engine import MemoryEngine
+from tests.initiator import MemoryPeer, frame
+from tests.protocol.target import TARGET, MemoryTarget, connection_of
+from tests.targetd.test_luc import ALICE, Shelf, fixed_randomness
 
 CORPUS = Path(__file__).parent / "corpus"
+SIZE = 1 << 16
+"""Bytes of a LUN: every LBA that fits a byte has a chance to be on it or just beyond."""
 KEPT = 4 << 20
-"""More than this waiting to be sent for 64 KiB received would be an amplifier."""
+"""More than this waiting to be sent, and all that commands of the bytes received may read, would be an
+amplifier."""
+ASKED = 8
+"""Inputs of a length that divides by this end with the login of another, which costs as much as they do."""
+TEST_UNIT_READY = bytes(6)
 
 
-def _deliver(peer: MemoryPeer, data: bytes) -> None:
+def _over(target: MemoryTarget, peer: MemoryPeer, received: int) -> None:
+    """The bytes are spent: let time pass, take the connection away, and ask another initiator."""
+    connection = connection_of(peer)
+    waiting = sum(map(len, connection.data_to_send()))
+    assert waiting <= KEPT + received // 48 * 2 * SIZE, f"{waiting} bytes wait to be sent"
+    connection.tick(target.now + 21)
+    connection.tick(target.now + 200)
+    connection.lost("over")
+    session = connection.session
+    if session is not None:
+        assert session.ended
+        assert not session.tasks
+    if received % ASKED:
+        return
+    other = target.connect()
+    other.login(TARGET, "iqn.2026-11.example:other")
+    other.command(TEST_UNIT_READY)
+
+
+def _deliver(target: MemoryTarget, peer: MemoryPeer, data: bytes) -> None:
     """All of it, in two pieces at a place the data itself names."""
     connection = connection_of(peer)
     cut = data[0] * len(data) // 256 if data else 0
     for piece in (data[:cut], data[cut:]):
         if piece and not connection.closing:
             peer.send(piece)
-    assert sum(map(len, connection.data_to_send())) < KEPT + 64 * len(data) or not connection.session
-    connection.lost("over")
+    _over(target, peer, len(data))
+
+
+def _pieces(data: bytes) -> list[tuple[int, bytes]]:
+    """Flags and text of each request, pieces parted by FFh."""
+    return [(piece[0] if piece else 0x80, piece[1:8192]) for piece in data.split(b"\xff")[:16]]
+
+
+# -- The connection ---------------------------------------------------------------------------------
 
 
 def before_login(data: bytes) -> None:
     """Any bytes as the first of a connection."""
-    _deliver(MemoryTarget(size=1 << 16).connect(strict=False), data)
+    target = MemoryTarget(size=SIZE)
+    _deliver(target, target.connect(strict=False), data)
 
 
 def login_text(data: bytes) -> None:
     """Well-formed Login Requests, their flags and text from the data."""
-    peer = MemoryTarget(size=1 << 16).connect(strict=False)
-    connection = connection_of(peer)
-    for piece in data.split(b"\xff")[:16]:
-        if connection.closing:
+    target = MemoryTarget(size=SIZE)
+    peer = target.connect(strict=False)
+    for flags, text in _pieces(data):
+        if connection_of(peer).closing:
             break
-        flags = piece[0] if piece else 0
-        request = peer.initiator.login_request(piece[1:8192], flags=flags, initiator_task_tag=1)
-        peer.send(request)
-    connection.lost("over")
+        peer.send(peer.initiator.login_request(text, flags=flags, initiator_task_tag=1))
+    _over(target, peer, len(data))
+
+
+CHAP = Credential("user", b"secret of 16 ch.", "peer", b"another 16 chars")
+
+
+def chap(data: bytes) -> None:
+    """The same where CHAP is owed. ``@R`` in the text becomes the right answer to our challenge, since no
+    search would find that; ``@I`` and ``@C`` what we sent, as a reflection would have it."""
+    target = MemoryTarget(size=SIZE)
+    mutual = bool(data[:1] and data[0] & 1)
+    credential = CHAP if mutual else Credential(CHAP.user, CHAP.secret)
+    open_grant = target.access.grant
+    target.access.grant = replace(open_grant, methods=AuthMethod.CHAP, credentials=(credential,))
+    peer = target.connect(strict=False)
+    told: dict[str, str] = {}
+    for flags, text in _pieces(data[1:]):
+        if connection_of(peer).closing:
+            break
+        if "CHAP_C" in told:
+            challenge = bytes.fromhex(told["CHAP_C"].removeprefix("0x"))
+            algorithm, identifier = int(told["CHAP_A"]), int(told["CHAP_I"])
+            right = response(algorithm, identifier, CHAP.secret, challenge)
+            text = text.replace(b"@R", b"0x" + right.hex().encode())
+            text = text.replace(b"@I", told["CHAP_I"].encode()).replace(b"@C", told["CHAP_C"].encode())
+        peer.send(peer.initiator.login_request(text, flags=flags, initiator_task_tag=1))
+        for pdu in peer.pending():
+            told.update(pdu.text)
+    target.access.grant = open_grant
+    _over(target, peer, len(data))
 
 
 def after_login(data: bytes) -> None:
     """Any bytes in full feature phase."""
-    _deliver(MemoryTarget(size=1 << 16).logged_in(strict=False), data)
+    target = MemoryTarget(size=SIZE)
+    _deliver(target, target.logged_in(strict=False), data)
+
+
+def digests(data: bytes) -> None:
+    """The same with both digests: headers from the data, digests right but where the data says otherwise."""
+    target = MemoryTarget(size=SIZE)
+    peer = target.logged_in(strict=False, keys={"HeaderDigest": "CRC32C", "DataDigest": "CRC32C"})
+    connection = connection_of(peer)
+    for at in range(0, min(len(data), 49 * 16), 49):
+        if connection.closing or connection.session is None:
+            break
+        spoilt, header = data[at], data[at + 1 : at + 49].ljust(48, b"\0")
+        body = header[32:48] * (header[7] % 5)
+        header = header[:4] + len(body).to_bytes(4, "big") + header[8:]
+        if header[0] & 0x3F != Opcode.SCSI_DATA_OUT:
+            header = header[:24] + connection.session.exp_cmd_sn.to_bytes(4, "big") + header[28:]
+        pdu = bytearray(frame(header, body, header_digest=True, data_digest=True))
+        if spoilt & 1:
+            pdu[48 + (spoilt >> 1) % (len(pdu) - 48)] ^= 0x10
+        peer.send(bytes(pdu))
+    _over(target, peer, len(data))
 
 
 def pdus(data: bytes) -> None:
-    """Headers from the data, 48 bytes each, with lengths and CmdSN made right so that they get somewhere."""
-    peer = MemoryTarget(size=1 << 16).logged_in(strict=False)
+    """Headers from the data, 48 bytes each, with lengths and CmdSN made right so that they get somewhere.
+
+    Work for threads is held back from the start and done where a header says so, as a slow medium would."""
+    target = MemoryTarget(size=SIZE)
+    peer = target.logged_in(strict=False)
+    peer.answer_r2ts = False
     connection = connection_of(peer)
+    target.lane.hold = True
     for at in range(0, min(len(data), 48 * 32), 48):
         header = bytearray(data[at : at + 48].ljust(48, b"\0"))
-        body = bytes(header[32:48]) * (header[7] % 5)
+        body = bytes(header[32:48]) * (header[7] % 65)
         header[4:8] = len(body).to_bytes(4, "big")
         if connection.session is None or connection.closing:
             break
+        if header[0] & 0x80:
+            target.lane.release()
         if header[0] & 0x3F != Opcode.SCSI_DATA_OUT:
             header[24:28] = connection.session.exp_cmd_sn.to_bytes(4, "big")
         peer.send(bytes(header) + body)
-    connection.lost("over")
+    target.lane.release()
+    target.lane.hold = False
+    _over(target, peer, len(data))
+
+
+def text_requests(data: bytes) -> None:
+    """Text Requests in full feature phase, pieces parted by FFh."""
+    target = MemoryTarget(size=SIZE)
+    peer = target.logged_in(strict=False)
+    for flags, text in _pieces(data):
+        peer.send(peer.initiator.text_request(text, flags=flags, initiator_task_tag=9))
+    _over(target, peer, len(data))
+
+
+# -- Commands ---------------------------------------------------------------------------------------
 
 
 def commands(data: bytes) -> None:
-    """CDB of 16 bytes (a longer one for 7Fh) and, behind it, the parameter list."""
-    target = MemoryTarget(luns=2, size=1 << 16)
+    """CDB of 16 bytes (32 for 7Fh) and, behind it, the data to write; FFFFh parts commands."""
+    target = MemoryTarget(luns=2, size=SIZE)
     peer = target.logged_in(strict=False)
-    connection = connection_of(peer)
-    size = 32 if data[:1] == b"\x7f" else 16
-    cdb, parameters = data[:size].ljust(size, b"\0"), data[size : size + 4096]
+    for part in data.split(b"\xff\xff")[:8]:
+        size = 32 if part[:1] == b"\x7f" else 16
+        _command(peer, part[:size].ljust(size, b"\0"), part[size : size + 4096])
+    _over(target, peer, len(data))
+
+
+def _command(peer: MemoryPeer, cdb: bytes, parameters: bytes) -> None:
+    if connection_of(peer).closing:
+        return
     write = bool(parameters)
-    pdu = peer.initiator.scsi_command(
-        cdb,
-        parameters,
-        write=write,
-        read=not write,
-        expected=len(parameters) if write else 65535,
-    )
-    peer.send(pdu)
-    assert not connection.closing or connection.session is not None
-    connection.lost("over")
+    expected = len(parameters) if write else 65535
+    peer.send(peer.initiator.scsi_command(cdb, parameters, write=write, read=not write, expected=expected))
+
+
+LISTS: tuple[tuple[str, int, int], ...] = (
+    ("42000000000000000000", 7, 2),  # UNMAP
+    ("15100000000000", 4, 1),  # MODE SELECT(6)
+    ("15110000000000", 4, 1),
+    ("55100000000000000000", 7, 2),  # MODE SELECT(10)
+    ("55110000000000000000", 7, 2),
+    *((f"5f{action:02x}{kind:02x}00000000000000", 5, 4) for action in range(9) for kind in (0, 1, 3, 5, 7)),
+    ("83000000000000000000000000000000", 10, 4),  # EXTENDED COPY(LID1)
+    ("83100000000000000000000000000000", 10, 4),  # POPULATE TOKEN
+    ("83110000000000000000000000000000", 10, 4),  # WRITE USING TOKEN
+    ("48010000000000000000", 7, 2),  # SANITIZE, OVERWRITE
+    ("48020000000000000000", 7, 2),
+    ("4c000000000000000000", 7, 2),  # LOG SELECT
+    ("3b0a0000000000000000", 6, 3),  # WRITE BUFFER, echo
+    ("a406000000000000000000000000", 6, 4),  # SET IDENTIFYING INFORMATION
+    ("a40a000000000000000000000000", 6, 4),  # SET TARGET PORT GROUPS
+    ("89000000000000000000000000010000", 13, 1),  # COMPARE AND WRITE
+    ("93080000000000000000000000010000", 13, 1),  # WRITE SAME(16), UNMAP
+)
+"""CDB, and where its parameter list length stands: offset and bytes."""
+
+
+def parameter_lists(data: bytes) -> None:
+    """A command of those with a parameter list, named by the first byte; its list, with the length made
+    right; and the command that tells what came of it."""
+    target = MemoryTarget(luns=2, size=SIZE)
+    peer = target.logged_in(strict=False)
+    for part in data.split(b"\xff\xff\xff")[:6]:
+        if not part:
+            continue
+        text, at, width = LISTS[part[0] % len(LISTS)]
+        cdb = bytearray(bytes.fromhex(text).ljust(16, b"\0"))
+        parameters = part[1:4097]
+        if cdb[0] not in (0x89, 0x93):
+            cdb[at : at + width] = (len(parameters) & (256**width - 1)).to_bytes(width, "big")
+        _command(peer, bytes(cdb), parameters)
+    for cdb_text in (
+        "84030000000000000000000000ff",
+        "84070000000000000000000000ff",
+        "5e000000000000ffff",
+        "03000000ff",
+    ):
+        _command(peer, bytes.fromhex(cdb_text).ljust(16, b"\0"), b"")
+    _over(target, peer, len(data))
+
+
+# -- Text, the controller, the API ------------------------------------------------------------------
 
 
 def text_keys(data: bytes) -> None:
@@ -104,42 +270,91 @@ def text_keys(data: bytes) -> None:
                 pass
 
 
-def text_requests(data: bytes) -> None:
-    """Text Requests in full feature phase, pieces parted by FFh."""
-    peer = MemoryTarget(size=1 << 16).logged_in(strict=False)
-    for piece in data.split(b"\xff")[:16]:
-        flags = piece[0] if piece else 0x80
-        peer.send(peer.initiator.text_request(piece[1:8192], flags=flags, initiator_task_tag=9))
-    connection_of(peer).lost("over")
+def luc_lines(data: bytes) -> None:
+    """Bytes to the logical unit controller; the first one says what login it asks for and how they come."""
+    how = data[0] if data else 0
+    policy = Policy(("None", "Auto", "CHAP", "CHAP Mutual")[how % 4], (ALICE,))
+    conversation = Conversation(Shelf(policy), fixed_randomness, "127.0.0.1", "127.0.0.2")
+    step = how >> 2 or len(data) or 1
+    answered = 0
+    for at in range(1, len(data), step):
+        if conversation.closing:
+            break
+        answered += len(conversation.receive(data[at : at + step]))
+    assert answered <= 4096 * (1 + len(data)), "an amplifier"
+
+
+class _Application:
+    """The API over an engine in memory, asked without sockets."""
+
+    def __init__(self) -> None:
+        self.engine = MemoryEngine()
+        self.first = self.engine.configuration
+        self.runner = asyncio.Runner()
+        account = Account("root", hash_password("secret"))
+        self.app = make_app(self.engine, Authenticator({"root": account}), version="0")
+        self.app.freeze()
+        model = make_mocked_request("GET", "/", app=self.app)
+        # Mocks are slow to make, and these hold nothing.
+        self.mocks = {"protocol": model.protocol, "transport": model.transport, "writer": model.writer}
+        self.token = "Basic " + base64.b64encode(b"root:secret").decode()
+
+    def ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> web.StreamResponse:
+        return self.runner.run(self._ask(method, path, body, headers))
+
+    async def _ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> web.StreamResponse:
+        payload = StreamReader(self.mocks["protocol"], 1 << 21, loop=asyncio.get_running_loop())
+        payload.feed_data(body)
+        payload.feed_eof()
+        headers = {"Authorization": self.token, "Content-Length": str(len(body)), **headers}
+        request = make_mocked_request(
+            method, path, headers, app=self.app, payload=payload, client_max_size=1 << 20, **self.mocks
+        )
+        return await self.app._handle(request)
+
+
+_application: list[_Application] = []
+RESOURCES = (
+    "extent", "authorizedinitiator", "authcredential", "target", "portal", "targettoextent", "targetgroup",
+    "globalconfiguration",
+)  # fmt: skip
+METHODS = ("POST", "PUT", "DELETE")
+KINDS = ("application/json", "", "text/json; charset=utf-16", "application/json; charset=x", "text/xml")
+
+
+def api_bodies(data: bytes) -> None:
+    """Bodies, parted by FFh: the first byte of each names resource, method and how it is declared. What is
+    no body is a 4xx, what is taken leaves a configuration that is one and that every GET can show."""
+    if not _application:
+        logging.getLogger("audit").setLevel(logging.CRITICAL)
+        logging.getLogger("api").setLevel(logging.CRITICAL)
+        _application.append(_Application())
+    (application,) = _application
+    application.engine.configuration = application.first
+    for part in data.split(b"\xff")[:8]:
+        how = part[0] if part else 0
+        resource, method = RESOURCES[how & 7], METHODS[(how >> 3) % 3]
+        path = f"/api/v1.0/services/iscsi/{resource}/"
+        if method != "POST" and resource != "globalconfiguration":
+            path += "1/"
+        kind = KINDS[(how >> 5) % len(KINDS)]
+        reply: Any = application.ask(method, path, part[1:], {"Content-Type": kind} if kind else {})
+        assert reply.status < 500, f"{method} {path}: {reply.status} {reply.text}"
+        validate(application.engine.configuration)
+        shown: Any = application.ask("GET", path, b"", {})
+        assert shown.status in (200, 404, 405), f"GET {path}: {shown.status} {shown.text}"
 
 
 HARNESSES: dict[str, Callable[[bytes], None]] = {
     each.__name__: each
-    for each in (before_login, login_text, after_login, pdus, commands, text_keys, text_requests)
-}
+    for each in (
+        before_login, login_text, chap, after_login, digests, pdus, text_requests, commands, parameter_lists,
+        text_keys, luc_lines, api_bodies,
+    )
+}  # fmt: skip
 
 
 def seeds(name: str) -> list[bytes]:
     """What to begin with: the corpus of a harness."""
     path = CORPUS / f"{name}.json"
     return [bytes.fromhex(text) for text in json.loads(path.read_text(encoding="utf-8"))]
-
-
-def main() -> None:
-    """Run one under atheris."""
-    import tempfile
-
-    import atheris
-
-    name = sys.argv.pop(1)
-    harness = HARNESSES[name]
-    atheris.instrument_all()
-    with tempfile.TemporaryDirectory() as directory:
-        for number, seed in enumerate(seeds(name)):
-            (Path(directory) / str(number)).write_bytes(seed)
-        atheris.Setup([*sys.argv, directory], harness)
-        atheris.Fuzz()
-
-
-if __name__ == "__main__":
-    main()
