@@ -1,7 +1,7 @@
 """A medium that hangs or fails keeps that to itself, shown on a file system that does so on command.
 
 Nothing here measures time: whatever is said to be answered "while it hangs" is answered before the medium is
-let go. ``bench/stall.py`` has the figures.
+let go. ``bench/isolation.py`` has the figures.
 """
 
 import errno
