@@ -9,7 +9,18 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from protocol.scsi import block, control, inquiry, log, mode, provisioning, reservations, sanitize, thirdparty
+from protocol.scsi import (
+    block,
+    compare,
+    control,
+    inquiry,
+    log,
+    mode,
+    provisioning,
+    reserve,
+    sanitize,
+    thirdparty,
+)
 from protocol.scsi.commands import Access, Body, Command, Data, Needs, Row, Runs
 
 if TYPE_CHECKING:
@@ -50,13 +61,13 @@ _out = partial(_row, data=Data.OUT, access=Access.WRITE, needs=READY)
 
 _select = partial(_out, prepare=mode.prepare_select)
 
-_reservation_in = partial(_in, body=reservations.persistent_reserve_in, access=Access.PERSISTENT_IN)
+_reservation_in = partial(_in, body=reserve.persistent_reserve_in, access=Access.PERSISTENT_IN)
 _reservation_out = partial(
     _out,
-    body=reservations.persistent_reserve_out,
+    body=reserve.persistent_reserve_out,
     access=Access.PERSISTENT_OUT,
     needs=Needs.NOTHING,
-    prepare=reservations.prepare_persistent_reserve_out,
+    prepare=reserve.prepare_persistent_reserve_out,
 )
 
 _copy = partial(_out, needs=Needs.NOTHING, timeout_s=LONG_S)  # the copy manager checks the units named
@@ -75,9 +86,9 @@ _read = partial(
 )
 _write = partial(_out, needs=WRITABLE, runs=Runs.NOWAIT, nowait=block.write_nowait, prepare=block.prepare_rw)
 _verify = partial(
-    _row, data=Data.OUT, needs=RANGE, access=Access.READ, runs=Runs.WORKER, prepare=block.prepare_verify
+    _row, data=Data.OUT, needs=RANGE, access=Access.READ, runs=Runs.WORKER, prepare=compare.prepare_verify
 )
-_write_and_verify = partial(_out, needs=WRITABLE, runs=Runs.WORKER, prepare=block.prepare_write_and_verify)
+_write_and_verify = partial(_out, needs=WRITABLE, runs=Runs.WORKER, prepare=compare.prepare_write_and_verify)
 _modify = partial(_out, needs=WRITABLE, runs=Runs.WORKER, exclusive=True)
 _write_same = partial(
     _out, needs=WRITABLE, runs=Runs.WORKER, prepare=provisioning.prepare_write_same, timeout_s=LONG_S
@@ -174,10 +185,10 @@ ROWS: tuple[Command, ...] = (
             )
         )
     ),
-    _row("RESERVE(6)", "160000000000", reservations.reserve, access=Access.RESERVE),
-    _row("RESERVE(10)", "56000000000000000000", reservations.reserve, access=Access.RESERVE),
-    _row("RELEASE(6)", "170000000000", reservations.release, access=Access.RELEASE),
-    _row("RELEASE(10)", "57000000000000000000", reservations.release, access=Access.RELEASE),
+    _row("RESERVE(6)", "160000000000", reserve.reserve, access=Access.RESERVE),
+    _row("RESERVE(10)", "56000000000000000000", reserve.reserve, access=Access.RESERVE),
+    _row("RELEASE(6)", "170000000000", reserve.release, access=Access.RELEASE),
+    _row("RELEASE(10)", "57000000000000000000", reserve.release, access=Access.RELEASE),
     # -- third-party copy ------------------------------------------------------------------------
     _copy(
         "EXTENDED COPY(LID1)",
@@ -234,21 +245,21 @@ ROWS: tuple[Command, ...] = (
         block.write_atomic,
         prepare=block.prepare_write_atomic,
     ),
-    _write_and_verify("WRITE AND VERIFY(10)", "2E16FFFFFFFF1FFFFF00", block.write_and_verify),
-    _write_and_verify("WRITE AND VERIFY(12)", "AE16FFFFFFFFFFFFFFFF1F00", block.write_and_verify),
-    _write_and_verify("WRITE AND VERIFY(16)", "8E16FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.write_and_verify),
-    _verify("VERIFY(10)", "2F16FFFFFFFF1FFFFF00", block.verify),
-    _verify("VERIFY(12)", "AF16FFFFFFFFFFFFFFFF1F00", block.verify),
-    _verify("VERIFY(16)", "8F16FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.verify),
+    _write_and_verify("WRITE AND VERIFY(10)", "2E16FFFFFFFF1FFFFF00", compare.write_and_verify),
+    _write_and_verify("WRITE AND VERIFY(12)", "AE16FFFFFFFFFFFFFFFF1F00", compare.write_and_verify),
+    _write_and_verify("WRITE AND VERIFY(16)", "8E16FFFFFFFFFFFFFFFFFFFFFFFF1F00", compare.write_and_verify),
+    _verify("VERIFY(10)", "2F16FFFFFFFF1FFFFF00", compare.verify),
+    _verify("VERIFY(12)", "AF16FFFFFFFFFFFFFFFF1F00", compare.verify),
+    _verify("VERIFY(16)", "8F16FFFFFFFFFFFFFFFFFFFFFFFF1F00", compare.verify),
     _modify(
         "COMPARE AND WRITE",
         "8918FFFFFFFFFFFFFFFF000000FF1F00",
-        block.compare_and_write,
+        compare.compare_and_write,
         runs=Runs.NOWAIT,
-        nowait=block.compare_and_write_nowait,
-        prepare=block.prepare_compare_and_write,
+        nowait=compare.compare_and_write_nowait,
+        prepare=compare.prepare_compare_and_write,
     ),
-    _modify("ORWRITE(16)", "8B18FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.orwrite, prepare=block.prepare_rw),
+    _modify("ORWRITE(16)", "8B18FFFFFFFFFFFFFFFFFFFFFFFF1F00", compare.orwrite, prepare=block.prepare_rw),
     _write_same("WRITE SAME(10)", "4108FFFFFFFF1FFFFF00", provisioning.write_same),
     _write_same("WRITE SAME(16)", "9309FFFFFFFFFFFFFFFFFFFFFFFF1F00", provisioning.write_same),
     _out(
