@@ -7,14 +7,17 @@ Stop (SIGTERM, SIGINT): ``Runtime.stop``, the API, the store; under 10 s.
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 import resource
 import secrets
 import signal
+import socket
 import ssl
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from aiohttp import web
@@ -93,14 +96,15 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners) -> None:
     api = ApiRunner(app, shutdown_timeout=API_SHUTDOWN_S)
     watchers: list[asyncio.Task[None]] = []
     try:
-        config = await store.load()
-        if store.fresh:
-            config = fresh(str(options.portal))
-            await store.save(await store.load(), config)
-        try:
+        sockets = await _bind_api(listeners, options.api)
+        first = store.fresh
+        stored = await store.load()
+        config = fresh(str(options.portal)) if first else stored
+        with _as_start_error():
             await runtime.start(config)
-        except ConfigError as error:
-            raise StartError("; ".join(problem.message for problem in error.problems)) from None
+        if first:
+            # Only now: a start that fails leaves no portal behind that the next one would insist on.
+            await store.save(stored, config)
         await users.load()
         again = asyncio.Event()
         loop.add_signal_handler(signal.SIGHUP, again.set)
@@ -108,12 +112,15 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners) -> None:
         watchers.append(loop.create_task(reloader.serve(again)))
         if tls is not None:
             watchers.append(loop.create_task(tls.watch()))
-        url = await _start_api(api, listeners, options.api, tls.context if tls else None)
+        await _start_api(api, listeners, sockets, tls.context if tls else None)
         listeners.settle()
+        password_file = options.api_password_file or state / PASSWORD_NAME
         if options.demo:
-            await offer_demo(runtime, roots[0], url, state / PASSWORD_NAME)
-        if generated:
-            print(f"The admin password of the API (user root) is in {state / PASSWORD_NAME}", flush=True)
+            url = f"{'https' if tls else 'http'}://{options.api}"
+            with _as_start_error():
+                await offer_demo(runtime, roots[0], url, password_file)
+        if generated or (first and options.api_password_file is None):
+            print(f"The admin password of the API (user root) is in {password_file}", flush=True)
         # What lives now lives for good: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -187,19 +194,31 @@ class _Accounts:
         return await self._store.items(ACCOUNTS)
 
 
-async def _start_api(
-    api: web.AppRunner, listeners: Listeners, address: Address, tls: ssl.SSLContext | None
-) -> str:
-    """Listen for the API; returns its URL."""
-    await api.setup()
+async def _bind_api(listeners: Listeners, address: Address) -> list[socket.socket]:
+    """Take the address of the API before anything else is begun; nobody is answered yet."""
     try:
-        for sock in await listeners.api(address):
-            await web.SockSite(api, sock, ssl_context=tls).start()
-            listeners.keep(API, sock)
+        return await listeners.api(address)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise StartError(f"--api {address}: {reason}") from None
-    return f"{'https' if tls else 'http'}://{address}"
+
+
+async def _start_api(
+    api: web.AppRunner, listeners: Listeners, sockets: list[socket.socket], tls: ssl.SSLContext | None
+) -> None:
+    await api.setup()
+    for sock in sockets:
+        await web.SockSite(api, sock, ssl_context=tls).start()
+        listeners.keep(API, sock)
+
+
+@contextlib.contextmanager
+def _as_start_error() -> Iterator[None]:
+    """What the configuration cannot be is one line."""
+    try:
+        yield
+    except ConfigError as error:
+        raise StartError("; ".join(problem.message for problem in error.problems)) from None
 
 
 def _raise_descriptor_limit() -> None:

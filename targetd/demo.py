@@ -1,13 +1,17 @@
 """``--demo``: a ready target on the store, and the exact lines that use it."""
 
 import secrets
+import shlex
 from pathlib import Path
 
 from targetd.interface import Engine
 from targetd.model import (
+    WHOLE,
+    ConfigError,
     Configuration,
     Extent,
     LunMapping,
+    Portal,
     Target,
     TargetGroup,
     add,
@@ -27,7 +31,11 @@ SIZE_BYTES = 1 << 30
 
 
 async def offer_demo(engine: Engine, root: Path, api_url: str, password_file: Path) -> None:
-    """Make the demo target unless it is there, and print how to connect."""
+    """Make the demo target unless it is there, and print how to connect.
+
+    Raises:
+        ConfigError: it cannot be made: something else has its name, or no portal has an address.
+    """
     naa = make_naa(secrets.randbits(100))
 
     def edit(config: Configuration) -> Configuration:
@@ -57,7 +65,7 @@ async def offer_demo(engine: Engine, root: Path, api_url: str, password_file: Pa
             TargetGroup(
                 id=next_id(config, "target_groups"),
                 target_id=target_id,
-                portal_id=min(config.portals),
+                portal_id=_portal(config).id,
                 initiator_group_id=min(config.initiator_groups, default=None),
             ),
         )
@@ -71,8 +79,16 @@ async def offer_demo(engine: Engine, root: Path, api_url: str, password_file: Pa
     print(_instructions(config, target, api_url, password_file), flush=True)
 
 
+def _portal(config: Configuration) -> Portal:
+    """The first that can be connected to."""
+    for id in sorted(config.portals):
+        if config.portals[id].addresses:
+            return config.portals[id]
+    raise ConfigError.one("portals", WHOLE, "--demo needs a portal with an address, and there is none.")
+
+
 def _instructions(config: Configuration, target: Target, api_url: str, password_file: Path) -> str:
-    host, port = split_address(config.portals[min(config.portals)].addresses[0])
+    host, port = split_address(_portal(config).addresses[0])
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1" if host == "0.0.0.0" else "::1"
     portal = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -85,5 +101,5 @@ A demo target is ready: {name}, LUN 0, 1 GiB.
              iscsiadm -m node -T {name} -p {portal} --login
   libiscsi   iscsi-ls -s iscsi://{portal}
   QEMU       qemu-img info {url}
-  REST API   curl -u root:$(cat {password_file}) {api_url}/api/v1.0/services/iscsi/target/
+  REST API   curl -u "root:$(cat {shlex.quote(str(password_file))})" {api_url}/api/v1.0/services/iscsi/target/
 """

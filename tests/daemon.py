@@ -22,7 +22,8 @@ from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
-START_LIMIT_S = 30.0
+START_LIMIT_S = 90.0
+"""Two seconds of work; on a machine that does ten other things, half a minute was not enough."""
 STOP_LIMIT_S = 15.0
 """design.md §2 promises a SIGTERM under 10 s; the rest is for a busy machine."""
 READY = re.compile(r"(?<!not )\bready\b")
