@@ -25,7 +25,6 @@ from tests.targetd.forked import ForkedDaemon
 
 WRITERS = 100
 KILLS = 50
-CYCLES = 1
 PACE_S = 0.005
 """Between two commands of the I/O that goes on meanwhile: it is to be there, not to take the processor."""
 BLOCK = 512
