@@ -50,12 +50,12 @@ def test_others_do_not_wait() -> None:
 
 def test_the_fast_path_steps_aside() -> None:
     disk = Disk()
-    assert disk.unit.read_at_once(0x28, 0, 1, 512) is not None
+    assert disk.unit.read_at_once(0x28, 0, 1, 512, False) is not None
     disk.unit.limit(Turnstile(5))
-    assert disk.unit.read_at_once(0x28, 0, 1, 512) is None
+    assert disk.unit.read_at_once(0x28, 0, 1, 512, False) is None
     assert not disk.unit.write_at_once(0x2A, 0, 1, DATA)
     disk.unit.limit(None)
-    assert disk.unit.read_at_once(0x28, 0, 1, 512) is not None
+    assert disk.unit.read_at_once(0x28, 0, 1, 512, False) is not None
 
 
 def test_lifted_limits_let_everything_go() -> None:
@@ -105,10 +105,10 @@ def test_a_pause_holds_for_units_beside() -> None:
     assert begun == [True]
     held = two.start(WRITE, DATA)
     assert held not in two.delivered
-    assert two.unit.read_at_once(0x28, 0, 1, 512) is None
+    assert two.unit.read_at_once(0x28, 0, 1, 512, False) is None
     one.unit.go_on(pause)
     assert held in two.delivered
-    assert two.unit.read_at_once(0x28, 0, 1, 512) is not None
+    assert two.unit.read_at_once(0x28, 0, 1, 512, False) is not None
 
 
 def test_a_pause_waits_for_an_aborted_write_that_may_still_land() -> None:
