@@ -338,7 +338,9 @@ class Connection:
         self.send(header.build(), reply.data)
         if reply.status >> 8:
             self.events.append(
-                LoginRefused(machine.initiator_name, machine.target_name, int(reply.status), reply.reason)
+                LoginRefused(
+                    machine.initiator_name, machine.target_name, int(reply.status), reply.reason, reply.bug
+                )
             )
             self.close(f"login refused: {reply.reason}")
         elif reply.result is not None:

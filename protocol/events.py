@@ -25,6 +25,8 @@ class LoginRefused:
     status: int
     """As ``LoginStatus``."""
     reason: str
+    bug: Exception | None = None
+    """What nobody foresaw, to be logged with its traceback."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,8 @@ class LoginReply:
     """Set when full feature phase begins with this reply."""
     reason: str = ""
     """Why a login was refused, in words for the operator."""
+    bug: Exception | None = None
+    """What nobody foresaw (0300h), for the owner's log."""
 
 
 class _Proof(Enum):
@@ -159,6 +161,9 @@ class LoginMachine:
             if not isinstance(status, LoginStatus):
                 status = LoginStatus.INITIATOR_ERROR
             return LoginReply(status=status, reason=violation.message, tsih=request.tsih)
+        except Exception as error:  # whatever it is, it is this login's end and nobody else's
+            status, reason = LoginStatus.TARGET_ERROR, f"a bug of ours: {error!r}"
+            return LoginReply(status=status, reason=reason, tsih=request.tsih, bug=error)
 
     def _receive(self, request: LoginRequest, data: bytes | memoryview) -> LoginReply:
         self._judge_header(request, len(data))
@@ -227,6 +232,9 @@ class LoginMachine:
         elif request.flags & _TRANSIT and self._may_leave(stage >> 2):
             nsg = request.flags & 3
             if nsg == LoginStage.FULL_FEATURE:
+                changed = self._ask_again()
+                if changed is not None:
+                    return self._refuse(changed, request)
                 result = self._result(request)
                 admitted = self._directory.admit(result)
                 if isinstance(admitted, Refusal):
@@ -240,6 +248,27 @@ class LoginMachine:
     def _refuse(self, refusal: Refusal, request: LoginRequest) -> LoginReply:
         data = build([("TargetAddress", refusal.target_address)]) if refusal.target_address else b""
         return LoginReply(status=refusal.status, reason=refusal.reason, data=data, tsih=request.tsih)
+
+    def _ask_again(self) -> Refusal | None:
+        """A login can take as long as ``LoginLimits.seconds``: what was granted when it began must still be
+        when it ends. What has changed of the offer or the credentials meanwhile is for the next one."""
+        assert self._grant is not None
+        answer = (
+            self._authorizer.discovery(self.initiator_name)
+            if self._discovery
+            else self._authorizer.target(self.initiator_name, self.target_name)
+        )
+        if isinstance(answer, Refusal):
+            if answer.status == LoginStatus.NOT_FOUND:
+                return Refusal(LoginStatus.TARGET_REMOVED, f"removed during the login: {answer.reason}")
+            return answer
+        if answer.target != self._grant.target:
+            return Refusal(
+                LoginStatus.TARGET_REMOVED, "removed during the login, and another made in its place"
+            )
+        if self._proof is not _Proof.DONE and not answer.methods & AuthMethod.NONE:
+            return Refusal(LoginStatus.AUTHENTICATION_FAILURE, "CHAP was made a must during the login")
+        return None
 
     def _result(self, request: LoginRequest) -> LoginResult:
         assert self._grant is not None and self._negotiator is not None

@@ -258,13 +258,21 @@ class SessionTable:
         self, login: "LoginResult", existing: Session | None, connection: "Connection"
     ) -> Session | Refusal:
         if existing is None or existing.tsih != login.requested_tsih:
+            other = self._by_tsih.get(login.requested_tsih)
+            if other is not None and other.target is not None and _same_but_for_the_portal(other, login):
+                tag = other.grant.target_portal_group_tag
+                return Refusal(
+                    LoginStatus.CANNOT_INCLUDE_IN_SESSION,
+                    f"the session is of portal group {tag}; this connection came in through another",
+                )
             return Refusal(
                 LoginStatus.SESSION_DOES_NOT_EXIST,
                 f"no session with TSIH {login.requested_tsih} of this initiator port and target",
             )
         if existing.user != login.user:
+            # Who it is has been proven; this session is not its own.
             return Refusal(
-                LoginStatus.AUTHENTICATION_FAILURE,
+                LoginStatus.AUTHORIZATION_FAILURE,
                 f"the session belongs to CHAP user {existing.user!r}, not {login.user!r}",
             )
         old = existing.connections.get(login.cid)
@@ -300,3 +308,12 @@ class SessionTable:
         session.end(reason)
         if self.ended is not None:
             self.ended(session)
+
+
+def _same_but_for_the_portal(session: Session, login: "LoginResult") -> bool:
+    """A session does not span portal groups (RFC 7143 §4.4.1: each is a target port of its own)."""
+    return (session.initiator_name, session.isid, session.grant.target_name) == (
+        login.initiator_name,
+        login.isid,
+        login.grant.target_name,
+    )

@@ -85,9 +85,10 @@ class PortalAuthorizer:
     def discovery(self, initiator_name: str) -> Grant | Refusal:
         """Discovery needs no target: the portal's method wins over the global one (§5.6)."""
         config = self._view().configuration
-        portal = config.portals.get(self._portal_id)
-        if portal is None:
-            return Refusal(LoginStatus.SERVICE_UNAVAILABLE, "the portal was removed")
+        closed = self._closed(config)
+        if closed is not None:
+            return closed
+        portal = config.portals[self._portal_id]
         choice, tag = portal.discovery_auth_method, portal.discovery_auth_group
         if choice == "None":
             choice, tag = config.globals.discovery_auth_method, config.globals.discovery_auth_group
@@ -102,6 +103,9 @@ class PortalAuthorizer:
     def target(self, initiator_name: str, target_name: str) -> Grant | Refusal:
         view = self._view()
         config = view.configuration
+        closed = self._closed(config)
+        if closed is not None:
+            return closed
         found = view.targets.get(target_name.lower())
         if found is None:
             return Refusal(LoginStatus.NOT_FOUND, f"no target {target_name}")
@@ -125,6 +129,14 @@ class PortalAuthorizer:
             queue_depth=target.queue_depth,
             target=live,
         )
+
+    def _closed(self, config: Configuration) -> Refusal | None:
+        """The connection came in before the door was shut behind it."""
+        if not config.service_enabled:
+            return Refusal(LoginStatus.SERVICE_UNAVAILABLE, "the service is stopped")
+        if self._portal_id not in config.portals:
+            return Refusal(LoginStatus.SERVICE_UNAVAILABLE, "the portal was removed")
+        return None
 
     def send_targets(self, initiator_name: str, target_name: str | None) -> list[TargetRecord]:
         """Targets whose grants contain this portal and whose name rules allow the initiator; networks are

@@ -357,6 +357,7 @@ def _login_refused(channel: Channel, event: LoginRefused) -> None:
         event.target_name or "discovery",
         event.status,
         event.reason,
+        exc_info=event.bug,
     )
     channel.server.counters.refused(channel.portal_id, event.status)
     channel.fail(event.initiator_name, event.target_name, f"{event.status:04X}", event.reason)

@@ -24,12 +24,13 @@ from api.auth import Account, Authenticator, hash_password
 from protocol.access import Credential
 from protocol.chap import response
 from protocol.enums import AuthMethod, Opcode
+from protocol.events import LoginRefused
 from protocol.textkeys import TextError, parse, read_binary, read_number
 from targetd.luc import Conversation, Policy
 from targetd.model import validate
 from tests.api.engine import MemoryEngine
 from tests.initiator import MemoryPeer, frame
-from tests.protocol.target import TARGET, MemoryTarget, connection_of
+from tests.protocol.target import TARGET, Endpoint, MemoryTarget, connection_of
 from tests.targetd.test_luc import ALICE, Shelf, fixed_randomness
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -51,6 +52,12 @@ def _over(target: MemoryTarget, peer: MemoryPeer, received: int) -> None:
     connection.tick(target.now + 21)
     connection.tick(target.now + 200)
     connection.lost("over")
+    endpoint = peer.target
+    assert isinstance(endpoint, Endpoint)
+    endpoint.serve()
+    for event in endpoint.events:  # an exception within a login is answered (0300h) and told
+        if isinstance(event, LoginRefused) and event.bug is not None:
+            raise event.bug
     session = connection.session
     if session is not None:
         assert session.ended

@@ -16,6 +16,7 @@ from protocol.enums import AuthMethod, LoginStage, LoginStatus
 from protocol.events import LoginRefused
 from protocol.limits import LoginLimits
 from protocol.login import LoginMachine, LoginReply, LoginResult
+from protocol.negotiation import KEYS, SECURITY_KEYS
 from tests.initiator import INITIATOR_NAME, LoginFailed, MemoryPeer, chap_response, encode_binary, encode_text
 from tests.protocol.target import TARGET, Endpoint, MemoryTarget, connection_of
 
@@ -295,7 +296,7 @@ def test_what_the_owner_decides_is_said(refusal: LoginStatus, discovery: bool) -
     """Redirections say where to (RFC 7143 §11.13.5, §13.8)."""
     target = MemoryTarget()
     moved = refusal >> 8 == 1
-    address = "[2001:db8::1]:3260,1" if moved else ""
+    address = "[2001:db8::1]:3260" if moved else ""
     target.access.refusals[INITIATOR_NAME] = Refusal(refusal, "as the test wants it", address)
     with pytest.raises(LoginFailed) as failed:
         target.connect().login(None if discovery else TARGET)
@@ -619,7 +620,73 @@ def test_a_session_is_joined_only_by_its_own_user() -> None:
     two = target.connect(session=one.session)
     two.initiator.cid = 2
     log_in = lambda: two.login(TARGET, chap=("bob", "secret of bob..."))  # noqa: E731
-    assert status_of(log_in) == LoginStatus.AUTHENTICATION_FAILURE
+    assert status_of(log_in) == LoginStatus.AUTHORIZATION_FAILURE
+
+
+# -- what changes while a login is under way --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (Refusal(LoginStatus.NOT_FOUND, "no such target"), LoginStatus.TARGET_REMOVED),
+        (Refusal(LoginStatus.SERVICE_UNAVAILABLE, "stopped"), LoginStatus.SERVICE_UNAVAILABLE),
+        (
+            Refusal(LoginStatus.TARGET_MOVED_TEMPORARILY, "moved", "192.0.2.1:3260"),
+            LoginStatus.TARGET_MOVED_TEMPORARILY,
+        ),
+        ({"target": object()}, LoginStatus.TARGET_REMOVED),
+        ({"methods": AuthMethod.CHAP}, LoginStatus.AUTHENTICATION_FAILURE),
+        ({"methods": AuthMethod.CHAP | AuthMethod.NONE}, LoginStatus.SUCCESS),
+    ],
+)
+def test_what_is_granted_must_be_granted_still_when_the_login_ends(
+    change: Refusal | dict[str, Any], expected: LoginStatus
+) -> None:
+    """RFC 7143 §11.13.5: "The requested iSCSI Target Name (ITN) has been removed at this location"."""
+    target = MemoryTarget()
+    peer = target.connect()
+    header, _ = say(peer, NAMES, transit=False)
+    assert status(header) == 0
+    if isinstance(change, Refusal):
+        target.access.refusals[INITIATOR_NAME] = change
+    else:
+        target.access.grant = replace(target.access.grant, **change)
+    header, keys = say(peer, b"")
+    assert LoginStatus(status(header)) == expected
+    assert keys == ({"TargetAddress": "192.0.2.1:3260"} if expected >> 8 == 1 else {})
+    assert bool(target.sessions.sessions) is (expected == LoginStatus.SUCCESS)
+
+
+def test_a_bug_is_the_end_of_that_login_alone() -> None:
+    """RFC 7143 §11.13.5: 0300h, "target hardware or software error"; the owner has what to log."""
+    target = MemoryTarget()
+    one = target.logged_in()
+    peer = target.connect()
+    target.access.grant = None  # type: ignore[assignment]  # nobody foresees this
+    header, keys = say(peer, NAMES)
+    assert (status(header), keys) == (LoginStatus.TARGET_ERROR, {})
+    endpoint = peer.target
+    assert isinstance(endpoint, Endpoint)
+    (event,) = endpoint.events
+    assert isinstance(event, LoginRefused)
+    assert event.bug is not None
+    assert connection_of(peer).closing
+    assert one.nop(b"x")
+
+
+@pytest.mark.parametrize("name", sorted(KEYS))
+def test_operational_keys_have_no_place_in_the_security_stage(name: str) -> None:
+    """RFC 7143 §12: what may be said there is listed, and of §13 only the names of the parties are."""
+    header, _ = security(MemoryTarget().connect(), {**NAMES, "AuthMethod": "None", name: "1"})
+    assert status(header) == LoginStatus.INITIATOR_ERROR
+
+
+@pytest.mark.parametrize("name", sorted(SECURITY_KEYS))
+def test_security_keys_have_no_place_in_the_operational_stage(name: str) -> None:
+    """RFC 7143 §12."""
+    header, _ = say(MemoryTarget().connect(), {**NAMES, name: "None"})
+    assert status(header) == LoginStatus.INITIATOR_ERROR
 
 
 # -- the machine, with anything ---------------------------------------------------------------------
@@ -755,6 +822,7 @@ def test_any_text_ends_in_a_reply_and_proves_nothing(said: list[tuple[int, bytes
         if reply.status >> 8:
             assert reply.reason
             assert reply.flags == 0
+            assert reply.bug is None
             break
     assert not owner.admitted
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from protocol.access import Offer
 from protocol.enums import LoginStatus
 from protocol.errors import ProtocolViolation
-from protocol.negotiation import KEYS, OBSOLETE, Negotiator, Scope
+from protocol.negotiation import KEYS, OBSOLETE, Negotiator, Scope, Stage
 
 DEFAULTS: dict[str, str] = {
     "HeaderDigest": "None",
@@ -90,6 +90,42 @@ def test_result_functions(name: str, offer: dict[str, Any], said: str, answer: s
     if negotiation.session.first_burst_length <= negotiation.session.max_burst_length:
         negotiation.finish()
     assert settled(negotiation)[name] == answer
+
+
+LO, IO, ALL = "leading only", "initialize only", "all"
+SW, CO = Scope.SESSION, Scope.CONNECTION
+RFC_7143 = {
+    # §13.1 to §13.24: use, scope, default, lowest, highest
+    "HeaderDigest": (IO, CO, "None", 0, 0),
+    "DataDigest": (IO, CO, "None", 0, 0),
+    "MaxConnections": (LO, SW, "1", 1, 65535),
+    "InitialR2T": (LO, SW, "Yes", 0, 0),
+    "ImmediateData": (LO, SW, "Yes", 0, 0),
+    "MaxRecvDataSegmentLength": (ALL, CO, "8192", 512, 2**24 - 1),
+    "MaxBurstLength": (LO, SW, "262144", 512, 2**24 - 1),
+    "FirstBurstLength": (LO, SW, "65536", 512, 2**24 - 1),
+    "DefaultTime2Wait": (LO, SW, "2", 0, 3600),
+    "DefaultTime2Retain": (LO, SW, "20", 0, 3600),
+    "MaxOutstandingR2T": (LO, SW, "1", 1, 65535),
+    "DataPDUInOrder": (LO, SW, "Yes", 0, 0),
+    "DataSequenceInOrder": (LO, SW, "Yes", 0, 0),
+    "ErrorRecoveryLevel": (LO, SW, "0", 0, 2),
+    "TaskReporting": (LO, SW, "RFC3720", 0, 0),
+    "iSCSIProtocolLevel": (LO, SW, "1", 0, 31),
+}
+
+
+def test_the_table_is_that_of_the_standard() -> None:
+    """RFC 7143 §13, line against line."""
+    uses = {
+        Stage.LEADING: LO,
+        Stage.ANY_LOGIN: IO,
+        Stage.ANY_LOGIN | Stage.FULL_FEATURE: ALL,
+    }
+    defaults = settled(negotiator())
+    assert {
+        name: (uses[key.stages], key.scope, defaults[name], key.low, key.high) for name, key in KEYS.items()
+    } == RFC_7143
 
 
 @pytest.mark.parametrize(

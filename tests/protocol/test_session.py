@@ -330,6 +330,17 @@ def test_a_tsih_that_is_not_the_initiators_is_refused(what: str) -> None:
     assert one.nop(b"x")
 
 
+def test_a_session_does_not_span_portal_groups() -> None:
+    """RFC 7143 §11.13.5: 0208h; §4.4.1: the portal group is part of what names the nexus."""
+    target = MemoryTarget(max_connections=4)
+    one = target.logged_in(keys={"MaxConnections": "4"})
+    target.access.grant = replace(target.access.grant, target_portal_group_tag=2)
+    with pytest.raises(LoginFailed) as failed:
+        second(target, one)
+    assert failed.value.status == LoginStatus.CANNOT_INCLUDE_IN_SESSION
+    assert one.nop(b"x")
+
+
 def test_sessions_beyond_the_limit_are_refused_but_not_a_reinstatement() -> None:
     """RFC 7143 §11.13.5: 0302h."""
     target = MemoryTarget()
