@@ -18,7 +18,7 @@ from enum import IntEnum
 from struct import Struct
 from typing import Any
 
-from protocol import serial
+from protocol import allegiance, serial
 from protocol.access import Authorizer, Refusal
 from protocol.ahs import bidirectional_length, extended_cdb
 from protocol.bhs import (
@@ -42,6 +42,7 @@ from protocol.bhs import (
 from protocol.bhs import DataIn as DataInHeader
 from protocol.bhs import DataOut as DataOutHeader
 from protocol.dataout import Writes
+from protocol.dataout_recovery import RecoveringWrites
 from protocol.digest import digest
 from protocol.enums import (
     RESERVED_TAG,
@@ -68,6 +69,7 @@ from protocol.limits import (
 from protocol.login import LoginMachine, LoginReply, LoginResult
 from protocol.management import execute
 from protocol.negotiation import ConnectionKeys
+from protocol.recovery import Recovery
 from protocol.scsi.request import Buffer, Outcome
 from protocol.session import Early, Session, SessionTable
 from protocol.task import FLAG_READ, FLAG_WRITE, Task, residuals
@@ -122,6 +124,7 @@ class Connection:
         "out",
         "owner",
         "phase",
+        "recovery",
         "send_limit",
         "session",
         "sessions",
@@ -183,7 +186,9 @@ class Connection:
         self._ping_sent_at = 0.0
         self._logout_deadline = 0.0
         self.touches = False
-        """Data-In is looked at here (a digest), so it may not be a window on mapped memory."""
+        """Data-In is looked at or kept here, so it may not be a window on mapped memory."""
+        self.recovery: Recovery | None = None
+        """What can be sent again; None with ErrorRecoveryLevel 0, which pays nothing for it."""
         self.writes: Writes
         """From full feature phase on."""
         self.framer = Framer([], self._damaged, _nowhere, MAX_LOGIN_DATA)
@@ -216,6 +221,8 @@ class Connection:
         """What to write now, in order; the caller owns the list."""
         out, self.out = self.out, []
         self._text_queued = 0
+        if self.recovery is not None:
+            self.recovery.resent = 0
         return out
 
     def lost(self, reason: str) -> None:
@@ -223,9 +230,7 @@ class Connection:
         self.close(reason)
         session = self.session
         if session is not None and session.connections.get(self.cid) is self:
-            # Without level 2 recovery a lost connection is a lost session (RFC 7143 §7.1.4.1).
-            del session.connections[self.cid]
-            self.sessions.end(session, reason)
+            allegiance.lose(self.sessions, session, self, reason)
 
     def close(self, reason: str) -> None:
         """Say nothing more than what is queued, then close."""
@@ -256,6 +261,9 @@ class Connection:
             self._ping_tag = self.new_tag()
             self._ping_sent_at = now
             self._nop_in(RESERVED_TAG, self._ping_tag, _NO_LUN, b"")
+        if self.recovery is not None and not self.closing:
+            self.writes.tick(now)
+            self.sessions.stirred.add(self)
 
     # -- phases -------------------------------------------------------------------------------
 
@@ -267,7 +275,10 @@ class Connection:
             handlers[opcode] = getattr(self, name)
         if phase == Phase.FULL_FEATURE:
             handlers[Opcode.SCSI_DATA_OUT] = self.writes.data_out
-            if self.session is not None and self.session.target is not None:
+            if self.recovery is not None:
+                handlers[Opcode.SNACK_REQUEST] = self.recovery.snack
+                handlers = [self.recovery.noting(handler) for handler in handlers]
+            elif self.session is not None and self.session.target is not None:
                 handlers[Opcode.SCSI_COMMAND] = scsi_command_handler(self, self._scsi_command)
         self.framer.handlers = handlers
 
@@ -332,7 +343,7 @@ class Connection:
         max_cmd_sn = session.max_cmd_sn if session else request.cmd_sn
         header = LoginResponse(
             Opcode.LOGIN_RESPONSE, reply.flags, 0, reply.version_active, len(reply.data), request.isid,
-            reply.tsih, request.initiator_task_tag, self._status_number(), exp_cmd_sn, max_cmd_sn,
+            reply.tsih, request.initiator_task_tag, self.status_number(), exp_cmd_sn, max_cmd_sn,
             reply.status >> 8, reply.status & 0xFF,
         )  # fmt: skip
         self.send(header.build(), reply.data)
@@ -357,19 +368,30 @@ class Connection:
         self.framer.data_digest = keys.data_digest
         self._login = None
         self._text = TextExchange(self.authorizer, session, keys)
-        self.touches = keys.data_digest
-        self.writes = Writes(self, session, self._keep_for_early)
+        if session.keys.error_recovery_level:
+            self.recovery = Recovery(self, session)
+            self.writes = RecoveringWrites(self, session, self._keep_for_early, self.recovery)
+            self.framer.resynchronise = True
+        else:
+            self.writes = Writes(self, session, self._keep_for_early)
+        self.touches = keys.data_digest or self.recovery is not None
         self.framer.place = self.writes.place
         self._enter(Phase.FULL_FEATURE)
         self.events.append(LoggedIn(session, self.cid))
 
     # -- out ----------------------------------------------------------------------------------
 
-    def _status_number(self) -> int:
+    def status_number(self) -> int:
         """The StatSN of a response that carries status."""
         stat_sn = self.stat_sn
         self.stat_sn = (stat_sn + 1) & _MASK
         return stat_sn
+
+    def answer(self, header: bytes, data: Buffer = b"") -> None:
+        """Queue one PDU that carries status, with a StatSN of its own."""
+        if self.recovery is not None:
+            self.recovery.keep_answer(header, data)
+        self.send(header, data)
 
     def send(self, header: bytes, data: Buffer = b"") -> None:
         """Queue one PDU; ``header`` has the lengths already."""
@@ -393,9 +415,9 @@ class Connection:
     def reject(self, reason: RejectReason, view: memoryview, at: int) -> None:
         """Reject the PDU whose header is at ``view[at:]`` (RFC 7143 §11.17)."""
         header = Reject(
-            Opcode.REJECT, FINAL, reason, 48, RESERVED_TAG, self._status_number(), *self._window(), 0
+            Opcode.REJECT, FINAL, reason, 48, RESERVED_TAG, self.status_number(), *self._window(), 0
         )
-        self.send(header.build(), bytes(view[at : at + 48]))
+        self.answer(header.build(), bytes(view[at : at + 48]))
 
     def new_tag(self) -> int:
         """A Target Transfer Tag that is not in use."""
@@ -425,10 +447,10 @@ class Connection:
     ) -> None:
         """Queue an Asynchronous Message (RFC 7143 §11.9)."""
         header = AsyncMessage(
-            Opcode.ASYNC_MESSAGE, FINAL, len(data), lun, RESERVED_TAG, self._status_number(), *self._window(),
+            Opcode.ASYNC_MESSAGE, FINAL, len(data), lun, RESERVED_TAG, self.status_number(), *self._window(),
             event, vcode, parameter1, parameter2, parameter3,
         )  # fmt: skip
-        self.send(header.build(), data)
+        self.answer(header.build(), data)
         self.sessions.stirred.add(self)
 
     # -- commands in --------------------------------------------------------------------------
@@ -538,13 +560,18 @@ class Connection:
         if not task.immediate:
             session.retired()
         self.writes.forget(task)
+        if self.recovery is not None:
+            self.recovery.drop(task.initiator_task_tag)
 
     # -- commands out -------------------------------------------------------------------------
 
     def complete(self, task: Task, outcome: Outcome) -> None:
         """Queue the response of a command: Data-In, then status, with exact residuals (RFC 7143 §11.4.5)."""
         session = self.session
-        if task.aborted or session is None or self.closing:
+        if task.aborted or session is None:
+            return
+        if self.closing:
+            allegiance.ended_meanwhile(session, task, outcome)
             return
         if session.tasks.pop(task.initiator_task_tag, None) is None:
             return
@@ -558,8 +585,11 @@ class Connection:
         if data:
             session.bytes_read += len(data)
             # With both directions the residuals have fields of their own, in the SCSI Response only.
-            collapse = status == ScsiStatus.GOOD and not task.flags & FLAG_WRITE
-            self._data_in(task, data, flags if collapse else 0, residual if collapse else 0, collapse)
+            collapse = status == ScsiStatus.GOOD and not task.flags & FLAG_WRITE and self.recovery is None
+            if self.recovery is not None:
+                self.recovery.send_data(task, data)
+            else:
+                self._data_in(task, data, flags if collapse else 0, residual if collapse else 0, collapse)
             if collapse:
                 return
         if task.expected_out and status == ScsiStatus.GOOD:
@@ -568,10 +598,10 @@ class Connection:
         if sense:
             sense = len(sense).to_bytes(2, "big") + sense
         header = _RESPONSE(
-            0x21, 0x80 | flags, 0, status, len(sense), task.initiator_task_tag, 0, self._status_number(),
+            0x21, 0x80 | flags, 0, status, len(sense), task.initiator_task_tag, 0, self.status_number(),
             session.exp_cmd_sn, session.max_cmd_sn, task.data_sn, read_residual, residual,
         )  # fmt: skip
-        self.send(header, sense)
+        self.answer(header, sense)
 
     def _data_in(self, task: Task, data: Buffer, flags: int, residual: int, collapse: bool) -> None:
         """Data-In PDUs for all of ``data``; with ``collapse`` the last one carries GOOD status."""
@@ -633,9 +663,9 @@ class Connection:
         """
         header = TaskManagementResponse(
             Opcode.TASK_MANAGEMENT_RESPONSE, FINAL, response, 0, request.initiator_task_tag,
-            self._status_number(), *self._window(),
+            self.status_number(), *self._window(),
         ).build()  # fmt: skip
-        self.send(header[:8] + additional + header[11:])
+        self.answer(header[:8] + additional + header[11:])
 
     def _not_in_discovery(self, view: memoryview, at: int) -> None:
         """RFC 7143 §4.3: a discovery session takes SendTargets and logout, all else MUST be rejected."""
@@ -666,12 +696,14 @@ class Connection:
     def _nop_in(
         self, initiator_tag: int, target_tag: int, lun: bytes, data: bytes, *, status: bool = False
     ) -> None:
-        stat_sn = self._status_number() if status else self.stat_sn
+        stat_sn = self.status_number() if status else self.stat_sn
         header = NopIn(
             Opcode.NOP_IN, FINAL, len(data), lun, initiator_tag, target_tag, stat_sn, *self._window()
         )
-        self.send(header.build(), data)
-        if not status:
+        if status:
+            self.answer(header.build(), data)
+        else:
+            self.send(header.build(), data)
             self.sessions.stirred.add(self)
 
     def _text_request(self, view: memoryview, at: int, data: memoryview) -> None:
@@ -695,9 +727,9 @@ class Connection:
         else:
             header = TextResponse(
                 Opcode.TEXT_RESPONSE, reply.flags, len(reply.data), request.lun, reply.initiator_task_tag,
-                reply.target_transfer_tag, self._status_number(), *self._window(),
+                reply.target_transfer_tag, self.status_number(), *self._window(),
             )  # fmt: skip
-            self.send(header.build(), reply.data)
+            self.answer(header.build(), reply.data)
             self._text_queued += len(reply.data)
             if reply.new_max_recv is not None:
                 self.send_limit = reply.new_max_recv
@@ -714,30 +746,32 @@ class Connection:
         answer = self._logout(session, request)
         keys = session.keys
         header = LogoutResponse(
-            Opcode.LOGOUT_RESPONSE, FINAL, answer, 0, request.initiator_task_tag, self._status_number(),
+            Opcode.LOGOUT_RESPONSE, FINAL, answer, 0, request.initiator_task_tag, self.status_number(),
             *self._window(), keys.default_time2wait, keys.default_time2retain,
         )  # fmt: skip
-        self.send(header.build())
-        if answer == LogoutAnswer.CLOSED:
-            reason = request.flags & 0x7F
-            if reason == LogoutReason.CLOSE_SESSION or len(session.connections) <= 1:
-                self.events.append(LoggedOut(session))
-                self.sessions.end(session, "logout")
-                self.close("logout")
-            else:
-                closed = session.connections.pop(request.cid)
-                session.forget_tasks(closed)
-                closed.close("logout of the connection")
+        self.answer(header.build())
+        if answer != LogoutAnswer.CLOSED:
+            return
+        reason = request.flags & 0x7F
+        last = set(session.connections) <= {request.cid} and not session.lost
+        if reason == LogoutReason.REMOVE_CONNECTION_FOR_RECOVERY:
+            allegiance.remove_for_recovery(session, request.cid)
+        elif reason == LogoutReason.CLOSE_CONNECTION and not last:
+            allegiance.log_out(session, request.cid)
+        else:
+            self.events.append(LoggedOut(session))
+            self.sessions.end(session, "logout")
+            self.close("logout")
 
     def _logout(self, session: Session, request: LogoutRequest) -> LogoutAnswer:
-        match request.flags & 0x7F:
-            case LogoutReason.CLOSE_SESSION:
-                return LogoutAnswer.CLOSED
-            case LogoutReason.CLOSE_CONNECTION:
-                known = request.cid in session.connections
-                return LogoutAnswer.CLOSED if known else LogoutAnswer.CID_NOT_FOUND
-            case _:
-                return LogoutAnswer.RECOVERY_NOT_SUPPORTED
+        reason = request.flags & 0x7F
+        if reason == LogoutReason.CLOSE_SESSION:
+            return LogoutAnswer.CLOSED
+        if reason != LogoutReason.CLOSE_CONNECTION and session.keys.error_recovery_level < 2:
+            return LogoutAnswer.RECOVERY_NOT_SUPPORTED
+        return (
+            LogoutAnswer.CLOSED if allegiance.is_known(session, request.cid) else LogoutAnswer.CID_NOT_FOUND
+        )
 
     def _snack(self, view: memoryview, at: int, data: memoryview) -> None:
         """RFC 7143 §7.1.4.1: SNACK is for ErrorRecoveryLevel 1 and above, which is not in force."""

@@ -54,6 +54,13 @@ class Writes:
 
     # -- a write begins, goes on, ends --------------------------------------------------------
 
+    def tick(self, now: float) -> None:
+        """Time has passed. Nothing that is late is asked for again here."""
+
+    def adopt(self, task: Task) -> None:
+        """Carry on with a write of another connection, which only ErrorRecoveryLevel 2 allows."""
+        raise NotImplementedError
+
     def immediate_allowed(self, length: int) -> bool:
         """Whether so much immediate data may come with a command."""
         keys = self.session.keys
@@ -143,6 +150,12 @@ class Writes:
             # for the cycle collector, and a peer that aborts as fast as it writes would fill the memory.
             transfer.bursts.clear()
             transfer.unsolicited = None
+
+    def disown(self, task: Task) -> None:
+        """The task goes on on another connection: what still comes for it here belongs to nothing."""
+        if task.transfer is not None:
+            for burst in task.transfer.bursts:
+                self.bursts.pop(burst.target_transfer_tag, None)
 
     # -- Data-Out PDUs ------------------------------------------------------------------------
 

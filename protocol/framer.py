@@ -13,6 +13,12 @@ receiver takes what it wants to keep. Only the last PDU of a wake-up can be inco
 * a short rest waits in ``_stash`` (copied: small by definition);
 * a long data segment goes to a place of its own, asked of ``place`` by its header: the buffer of the
   task it belongs to, so that the rest of it can be received straight home (``receive_target``).
+
+A wrong header digest leaves no length to believe. RFC 7143 §7.8: close the connection, or discard what
+comes until "the beginning of a later PDU", which "needs to be reliably ascertained by other means". With
+``resynchronise`` the means are digests: the damaged header's own length is believed only when the data
+digest is right where that length puts it (if there is one) and a header with a right digest follows. Until
+that is here the PDU is in doubt; if something else follows, the stream is lost.
 """
 
 from collections.abc import Callable
@@ -55,6 +61,7 @@ class Framer:
     __slots__ = (
         "_body",
         "_body_filled",
+        "_doubtful",
         "_head",
         "_stash",
         "_tail",
@@ -65,6 +72,7 @@ class Framer:
         "header_digest",
         "max_data",
         "place",
+        "resynchronise",
     )
 
     def __init__(
@@ -87,6 +95,10 @@ class Framer:
         self.max_data = max_data
         self.header_digest = False
         self.data_digest = False
+        self.resynchronise = False
+        """Drop a PDU whose header digest is wrong, and go on behind it."""
+        self._doubtful: bytearray | None = None
+        """What came from such a PDU on, until it is clear where the next begins."""
         self._stash = bytearray()
         self._head: bytes | None = None
         self._body: memoryview | None = None
@@ -97,7 +109,7 @@ class Framer:
     @property
     def in_pdu(self) -> bool:
         """A PDU has begun and is not complete: the peer owes us bytes."""
-        return self._body is not None or bool(self._stash)
+        return self._body is not None or bool(self._stash) or self._doubt_needs_data()
 
     def receive_target(self) -> memoryview | None:
         """Where the next received bytes belong, when a long data segment is under way."""
@@ -123,6 +135,9 @@ class Framer:
         at = 0
         if self._body is not None or self._stash:
             at = self._resume(view)
+        if self._doubtful is not None:
+            self._resolve(view[at:])
+            return
         unpack = PREFIX.unpack_from
         while end - at >= BHS_LENGTH:
             first, lengths = unpack(view, at)
@@ -143,7 +158,9 @@ class Framer:
                 break
             self.handlers[first & 0x3F](view, at, view[data_at:data_end] if lengths else EMPTY)
             at = following
-        if at < end and self._body is None:
+        if self._doubtful is not None:
+            self._resolve(view[end:])
+        elif at < end and self._body is None:
             self._stash += view[at:]
 
     # -- the general case ---------------------------------------------------------------------
@@ -166,10 +183,19 @@ class Framer:
         after = -size % 4 + (DIGEST_LENGTH if self.data_digest and size else 0)
         return before, size, after
 
-    def _check_header(self, view: memoryview, at: int, before: int) -> None:
+    def _is_good(self, view: memoryview, at: int, before: int) -> bool:
+        """Whether the header digest is right; if not, the PDU is in doubt, or the stream lost."""
         covered = before - DIGEST_LENGTH
-        if not matches(view, at, covered, at + covered):
+        good = matches(view, at, covered, at + covered)
+        if not good:
+            self._doubt(view, at)
+        return good
+
+    def _doubt(self, view: memoryview, at: int) -> None:
+        """A header digest is wrong."""
+        if not self.resynchronise:
             raise _header_digest_error()
+        self._doubtful = bytearray(view[at:])
 
     def _deliver_general(self, view: memoryview, at: int, end: int, lengths: int) -> int:
         """One PDU with AHS or digests, or an impossible one; returns its length, 0 = not complete."""
@@ -181,7 +207,8 @@ class Framer:
             following = filled + (DIGEST_LENGTH if lengths and self.data_digest else 0)
             if following <= end:
                 if header_digest and not matches(view, at, BHS_LENGTH, at + BHS_LENGTH):
-                    raise _header_digest_error()
+                    self._doubt(view, at)
+                    return end - at
                 data = view[data_at : data_at + lengths] if lengths else EMPTY
                 if following == filled or matches(view, data_at, filled - data_at, filled):
                     self.handlers[view[at] & 0x3F](view, at, data)
@@ -194,7 +221,8 @@ class Framer:
             before = BHS_LENGTH + 4 * min(lengths >> 24, MAX_AHS_WORDS) + DIGEST_LENGTH
             if end - at < before:
                 return 0
-            self._check_header(view, at, before)
+            if not self._is_good(view, at, before):
+                return end - at
         before, size, after = self._measure(view, at, lengths)
         total = before + size + after
         if end - at < total:
@@ -208,6 +236,34 @@ class Framer:
         else:
             self.handlers[view[at] & 0x3F](view, at, data)
         return total
+
+    # -- a PDU in doubt -----------------------------------------------------------------------
+
+    def _doubt_needs_data(self) -> bool:
+        """The damaged PDU itself is not all here; what is missing of the next header may take its time."""
+        doubt = self._doubtful
+        return doubt is not None and len(doubt) < sum(self._measure(memoryview(doubt), 0, _lengths(doubt)))
+
+    def _resolve(self, view: memoryview) -> None:
+        """Find the PDU behind the one in doubt; raises if it is not where it should be."""
+        doubt = self._doubtful
+        assert doubt is not None
+        doubt += view
+        before, size, after = self._measure(memoryview(doubt), 0, _lengths(doubt))
+        following = before + size + after
+        if len(doubt) < following + BHS_LENGTH + DIGEST_LENGTH:
+            return
+        words = doubt[following + 4]
+        covered = BHS_LENGTH + 4 * min(words, MAX_AHS_WORDS)
+        if len(doubt) < following + covered + DIGEST_LENGTH:
+            return
+        whole = memoryview(bytes(doubt))
+        if size and self.data_digest and not matches(whole, before, padded(size), before + padded(size)):
+            raise _header_digest_error()
+        if not matches(whole, following, covered, following + covered):
+            raise _header_digest_error()
+        self._doubtful = None
+        self.feed(whole[following:])
 
     # -- PDUs that arrive in pieces -----------------------------------------------------------
 
@@ -233,8 +289,11 @@ class Framer:
             if long:
                 self._stash = bytearray()
                 with memoryview(stash) as whole:
-                    self._begin_body(whole, 0, long, self._data_length(stash), len(stash))
+                    self._begin_body(whole, 0, long, _lengths(stash) & 0xFFFFFF, len(stash))
                 return taken + self._resume_body(view[taken:])
+            if self._doubtful is not None:
+                self._stash = bytearray()
+                return taken
             if not missing:
                 break
             piece = view[taken : taken + missing]
@@ -248,11 +307,6 @@ class Framer:
         self._deliver_general(whole, 0, len(whole), lengths)
         return taken
 
-    @staticmethod
-    def _data_length(stash: bytearray) -> int:
-        length: int = PREFIX.unpack_from(stash)[1] & 0xFFFFFF
-        return length
-
     def _missing(self, stash: bytearray) -> tuple[int, int]:
         """(bytes missing from the PDU begun in ``stash``, or from what tells its length; 0 or, when the
         rest is long enough for a place of its own, the bytes before its data)."""
@@ -265,7 +319,8 @@ class Framer:
             if have < before:
                 return before - have, 0
             with memoryview(stash) as whole:
-                self._check_header(whole, 0, before)
+                if not self._is_good(whole, 0, before):
+                    return 0, 0
         with memoryview(stash) as whole:
             before, size, after = self._measure(whole, 0, lengths)
         missing = before + size + after - have
@@ -302,3 +357,8 @@ class Framer:
                 self.damaged(view, 0, body)
                 return
         self.handlers[head[0] & 0x3F](view, 0, body)
+
+
+def _lengths(buffer: bytearray) -> int:
+    lengths: int = PREFIX.unpack_from(buffer)[1]
+    return lengths

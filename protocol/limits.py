@@ -17,11 +17,14 @@ How many connections the process takes at all, before it knows from whom, is ``t
 from dataclasses import dataclass
 
 __all__ = [
+    "KEPT_COST",
     "MAX_AHS_WORDS",
     "MAX_CHAP_BINARY",
     "MAX_DISCOVERY_SESSIONS",
     "MAX_EARLY_HEADERS",
+    "MAX_FRUITLESS",
     "MAX_IMMEDIATE_TASKS",
+    "MAX_KEPT",
     "MAX_KEY",
     "MAX_LOGIN_DATA",
     "MAX_LONG_VALUE",
@@ -32,6 +35,7 @@ __all__ = [
     "MAX_VALUE",
     "PING_PATIENCE",
     "REMEMBERED_TAGS",
+    "SEQUENCE_TIMEOUT_S",
     "LoginLimits",
 ]
 
@@ -92,6 +96,24 @@ MAX_EARLY_HEADERS = 64 * 1024
 
 REMEMBERED_TAGS = 64
 """Aborted tasks whose Data-Out may still be on the way, so that it is dropped without a Reject."""
+
+# -- Error recovery ------------------------------------------------------------------------------------
+
+MAX_KEPT = 16 * 2**20
+"""Bytes that a connection keeps so that it can send them again (ErrorRecoveryLevel 1 and 2), data, headers
+and what else they cost. Room for twice a queue of 32 commands of 256 KiB; with half of it full,
+acknowledgements of data are asked for, and beyond it the oldest is forgotten and a SNACK for it
+rejected."""
+
+KEPT_COST = 256
+"""What a PDU kept costs beside its data: header, tuple, place in a dict."""
+
+SEQUENCE_TIMEOUT_S = 2
+"""Silence after which the rest of a Data-Out sequence is taken for lost (RFC 7143 §7.1.4.1). SCSI timers of
+initiators run for 30 s and more."""
+
+MAX_FRUITLESS = 15
+"""R2Ts in a row that bring nothing, after which a write is given up."""
 
 # -- Sessions ------------------------------------------------------------------------------------------
 

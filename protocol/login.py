@@ -327,7 +327,8 @@ class LoginMachine:
         negotiator = self._negotiator
         grant = self._grant
         assert negotiator is not None and grant is not None
-        for name, value in pairs:
+        # MaxOutstandingR2T last: what it may be depends on ErrorRecoveryLevel (``Negotiator``).
+        for name, value in sorted(pairs, key=lambda pair: pair[0] == "MaxOutstandingR2T"):
             if name in self._seen:
                 if name in _IDENTITY and self._seen[name] == value:
                     continue

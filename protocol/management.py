@@ -9,7 +9,7 @@ commands until the worker is done with it.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from protocol import serial
+from protocol import allegiance, serial
 from protocol.bhs import TaskManagementRequest
 from protocol.enums import TaskManagementFunction as Function
 from protocol.enums import TaskManagementResponse as Response
@@ -43,6 +43,8 @@ def execute(
         if code == Function.QUERY_ASYNC_EVENT and answer == Response.FUNCTION_SUCCEEDED:
             additional = _pending_attention(session, target, request)
     connection.answer_task_management(request, answer, additional)
+    if code == Function.TASK_REASSIGN and answer == Response.FUNCTION_COMPLETE:
+        allegiance.resume(session, connection, request)
     if code == Function.TARGET_COLD_RESET and answer == Response.FUNCTION_COMPLETE:
         _drop_everybody(connection, target)
 
@@ -55,6 +57,8 @@ def _forget(session: "Session", unit: LogicalUnit | None, dropped: Sequence[obje
     for task in list(session.tasks.values()):
         if task.transfer is not None and task.transfer.outcome is not None and unit in (None, task.unit):
             task.connection.forget(task)
+    if session.lost:
+        allegiance.forget_waiting(session, unit)
 
 
 def _unit(target: Target, request: TaskManagementRequest) -> LogicalUnit | None:
@@ -116,7 +120,7 @@ def _drop_everybody(connection: "Connection", target: Target) -> None:
     """TARGET COLD RESET ends all sessions with the target (RFC 7143 §11.5.1, function 7)."""
     table = connection.sessions
     for session in [session for session in table.sessions.values() if session.target is target]:
-        table.end(session, "target cold reset")
+        table.end(session, "target cold reset", notice=True)
 
 
 def _query_task(session: "Session", target: Target, request: TaskManagementRequest) -> Response:
@@ -161,8 +165,8 @@ def _pending_attention(session: "Session", target: Target, request: TaskManageme
 
 
 def _task_reassign(session: "Session", target: Target, request: TaskManagementRequest) -> Response:
-    """Only with ErrorRecoveryLevel 2 (RFC 7143 §11.6.1, response 4)."""
-    return Response.TASK_ALLEGIANCE_REASSIGNMENT_NOT_SUPPORTED
+    """RFC 7143 §7.2.2. The LUN field is reserved (§11.5.4)."""
+    return allegiance.may_reassign(session, request)
 
 
 _FUNCTIONS: dict[int, Callable[["Session", Target, TaskManagementRequest], Response]] = {

@@ -221,6 +221,10 @@ class Negotiator:
                 return ("RFC3720",)
             case "data_pdu_in_order" | "data_sequence_in_order":
                 return True
+            case "max_outstanding_r2t" if self.session.error_recovery_level:
+                return 1  # "MUST be set to 1" above level 0 with DataSequenceInOrder=Yes (RFC 7143 §13.19)
+            case "error_recovery_level" if self._discovery or self.session.max_outstanding_r2t > 1:
+                return 0
             case "first_burst_length":
                 return min(self._offer.first_burst_length, self._offer.max_burst_length)
             case name:

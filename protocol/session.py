@@ -17,13 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from protocol import serial
+from protocol import allegiance, serial
 from protocol.access import Grant, Refusal
-from protocol.enums import LoginStatus
+from protocol.enums import AsyncEvent, LoginStatus
 from protocol.limits import MAX_DISCOVERY_SESSIONS, MAX_TSIH
 from protocol.scsi.request import Nexus
 
 if TYPE_CHECKING:
+    from protocol.allegiance import Lost
     from protocol.connection import Connection
     from protocol.login import LoginResult
     from protocol.negotiation import SessionKeys
@@ -68,6 +69,7 @@ class Session:
         "initiator_name",
         "isid",
         "keys",
+        "lost",
         "max_cmd_sn",
         "nexus",
         "target",
@@ -91,6 +93,8 @@ class Session:
         """None: a discovery session."""
         self.nexus = Nexus(login.initiator_name, login.isid, grant.target_name, grant.target_portal_group_tag)
         self.connections: dict[int, Connection] = {}
+        self.lost: dict[Connection, Lost] = {}
+        """Connections that are gone and whose tasks wait (``protocol.allegiance``)."""
         self.tasks: dict[int, Task] = {}
         """InitiatorTaskTag → SCSI command under way."""
         self.exp_cmd_sn = cmd_sn
@@ -169,16 +173,23 @@ class Session:
             if early is not None and early.connection is of:
                 self.skip(cmd_sn)
 
-    def end(self, reason: str) -> None:
-        """Nexus loss: every task is dropped, every connection closes when it has sent what it has."""
+    def end(self, reason: str, *, notice: bool = False) -> None:
+        """Nexus loss: every task is dropped, every connection closes when it has sent what it has.
+
+        Args:
+            notice: tell the initiator on every connection that all of them go (RFC 7143 §11.9.1, event 3).
+        """
         if self.ended:
             return
         self.ended = reason
         self.held.clear()
         self.forget_tasks()
+        self.lost.clear()
         if self.target is not None:
             self.target.detach(self.nexus)
         for connection in list(self.connections.values()):
+            if notice and not connection.closing:
+                connection.asynchronous(AsyncEvent.SESSION_DROP, parameter2=self.keys.default_time2wait)
             connection.close(reason)
 
 
@@ -196,6 +207,8 @@ class SessionTable:
         """(initiator port name, target port name) → normal session."""
         self._last_id = 0
         self._last_tsih = 0
+        self.now = 0.0
+        """Seconds, as last told by ``tick`` or a login."""
         self.stirred: set[Connection] = set()
         """Connections with something to send or to close because of what another one did."""
         self.ended: Callable[[Session], None] | None = None
@@ -224,6 +237,7 @@ class SessionTable:
         self, login: "LoginResult", connection: "Connection", cmd_sn: int, now: float
     ) -> Session | Refusal:
         """What ``access.SessionDirectory.admit`` asks, for this connection (RFC 7143 §6.3.1)."""
+        self.now = now
         grant = login.grant
         port = Nexus(login.initiator_name, login.isid, grant.target_name, grant.target_portal_group_tag)
         key = (port.initiator_port, port.target_port)
@@ -275,13 +289,17 @@ class SessionTable:
                 LoginStatus.AUTHORIZATION_FAILURE,
                 f"the session belongs to CHAP user {existing.user!r}, not {login.user!r}",
             )
+        keys = existing.keys
         old = existing.connections.get(login.cid)
-        if old is not None:
-            # Connection reinstatement: an implicit logout of the old one (RFC 7143 §6.3.4).
-            existing.forget_tasks(old)
+        # Connection reinstatement: an implicit logout of the old one (RFC 7143 §6.3.4). Level 2 needs room
+        # for one connection that takes over from another whose end it was not told yet.
+        if keys.error_recovery_level == 2 and allegiance.remove_for_recovery(existing, login.cid):
+            pass
+        elif old is not None:
             del existing.connections[login.cid]
+            allegiance.terminate(existing, old)
             old.close("connection reinstatement")
-        elif len(existing.connections) >= existing.keys.max_connections:
+        elif len(existing.connections) >= keys.max_connections + (keys.error_recovery_level == 2):
             return Refusal(
                 LoginStatus.TOO_MANY_CONNECTIONS,
                 f"the session has its MaxConnections={existing.keys.max_connections} already",
@@ -296,8 +314,14 @@ class SessionTable:
                 return self._last_tsih
         return 0
 
-    def end(self, session: Session, reason: str) -> None:
-        """End a session and forget it."""
+    def tick(self, now: float) -> None:
+        """Time has passed: end what waited for lost connections for too long."""
+        self.now = now
+        for session in [session for session in self.sessions.values() if session.lost]:
+            allegiance.expire(self, session, now)
+
+    def end(self, session: Session, reason: str, *, notice: bool = False) -> None:
+        """End a session and forget it; ``notice``: as in ``Session.end``."""
         if self.sessions.pop(session.id, None) is None:
             return
         del self._by_tsih[session.tsih]
@@ -305,7 +329,7 @@ class SessionTable:
             key = (session.nexus.initiator_port, session.nexus.target_port)
             if self._by_port.get(key) is session:
                 del self._by_port[key]
-        session.end(reason)
+        session.end(reason, notice=notice)
         if self.ended is not None:
             self.ended(session)
 

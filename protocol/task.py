@@ -9,7 +9,8 @@ book-keeping of the last two. Its rules:
 * Bytes of a sequence come in order (DataPDUInOrder=Yes, DataSequenceInOrder=Yes: we never agree to No),
   so one offset a sequence is the whole truth about what has arrived.
 * A broken sequence never ends GOOD: the first fault is kept in ``fault``, the rest of the data is drained,
-  and the command ends with that sense (RFC 7143 §7.9, §11.4.7.2).
+  and the command ends with that sense (RFC 7143 §7.9, §11.4.7.2). Above ErrorRecoveryLevel 0 what was lost is
+  ``missing`` instead, and asked for again.
 """
 
 from collections import deque
@@ -101,7 +102,7 @@ class Task(Request):
 class Burst:
     """One sequence of Data-Out PDUs: the unsolicited one, or the answer to one R2T."""
 
-    __slots__ = ("data_sn", "end", "offset", "start", "target_transfer_tag", "task")
+    __slots__ = ("data_sn", "end", "heard_at", "offset", "r2t_sn", "start", "target_transfer_tag", "task")
 
     def __init__(self, task: Task, target_transfer_tag: int, start: int, end: int) -> None:
         self.task = task
@@ -114,12 +115,18 @@ class Burst:
         """Where the sequence must end (solicited) or must not go beyond (unsolicited)."""
         self.data_sn = 0
         """The DataSN the next PDU must carry."""
+        self.heard_at = task.connection.now
+        """When something of it came last, or it was asked for."""
+        self.r2t_sn = task.data_sn
+        """Of the R2T that asks for it."""
 
 
 class Transfer:
     """The Data-Out of one command that did not come whole with the command."""
 
-    __slots__ = ("asked", "buffer", "bursts", "fault", "need", "outcome", "unsolicited")
+    __slots__ = (
+        "asked", "buffer", "bursts", "fault", "fruitless", "missing", "need", "outcome", "unsolicited",
+    )  # fmt: skip
 
     def __init__(self, need: int, outcome: Outcome | None) -> None:
         """
@@ -137,12 +144,27 @@ class Transfer:
         """R2Ts that are out, in order."""
         self.asked = 0
         """Bytes from offset 0 that have arrived, are on their way unasked, or were asked for."""
+        self.missing: list[tuple[int, int]] = []
+        """(start, end) of what was sent and did not arrive; filled with ErrorRecoveryLevel 1 and 2 only."""
+        self.fruitless = 0
+        """R2Ts in a row that brought nothing."""
 
     def store(self, offset: int, data: Buffer) -> None:
         """Take bytes that arrived at ``offset``; what lies beyond ``need`` is dropped."""
         end = min(offset + len(data), self.need)
         if offset < end:
             self.buffer[offset:end] = data[: end - offset]
+
+    def lose(self, start: int, end: int) -> None:
+        """These bytes have to be asked for again."""
+        end = min(end, self.need)
+        if start < end:
+            self.missing.append((start, end))
+
+    @property
+    def open(self) -> bool:
+        """Data is still to come."""
+        return self.unsolicited is not None or bool(self.bursts)
 
     @property
     def draining(self) -> bool:

@@ -887,6 +887,8 @@ class Runtime:
         """Ask initiators to log out; those that do not within LOGOUT_S are dropped."""
         table = self.server.sessions
         for session in sessions:
+            if not session.connections:  # it only waits for lost ones to come back
+                table.end(session, reason)
             for connection in list(session.connections.values()):
                 connection.now = self._loop.time()
                 connection.request_logout(LOGOUT_S, reason)
@@ -895,7 +897,7 @@ class Runtime:
         while any(session.id in table.sessions for session in sessions):
             if self._loop.time() >= deadline:
                 for session in sessions:
-                    table.end(session, reason)
+                    table.end(session, reason, notice=True)
                 self.server.flush_stirred()
                 return
             await asyncio.sleep(0.05)

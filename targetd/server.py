@@ -503,6 +503,7 @@ class Server:
             connection.tick(now)
             if connection.closing and now - connection.closing_since > CLOSE_S:
                 channel.drop(connection.closing)
+        self.sessions.tick(now)
         self._on_tick(now)
         self.flush_stirred()
 

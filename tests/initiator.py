@@ -730,6 +730,7 @@ class SocketInitiator(Conversation):
         timeout_s: for every wait.
         session: of a connection that logs in to an existing session, with a ``cid`` of its own.
         source: local address to connect from.
+        kind: of the connection without I/O.
     """
 
     def __init__(
@@ -741,8 +742,9 @@ class SocketInitiator(Conversation):
         cid: int = 1,
         strict: bool = True,
         source: str | None = None,
+        kind: type[Initiator] = Initiator,
     ) -> None:
-        super().__init__(Initiator(session, cid, strict=strict))
+        super().__init__(kind(session, cid, strict=strict))
         self.address = address
         self.timeout_s = timeout_s
         self.socket = socket.create_connection(

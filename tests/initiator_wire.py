@@ -257,6 +257,8 @@ class Initiator:
         header_digest, data_digest: set both ways; the conversation does it when login ends.
         max_data_in: the MaxRecvDataSegmentLength we declared; a longer data segment is a breach.
         strict: False gathers in ``breaches`` what True raises.
+        lossy: a PDU with a wrong digest is lost, not a breach (RFC 7143 §7.8); its length is believed.
+        lost: how many were.
     """
 
     def __init__(self, session: SessionState | None = None, cid: int = 1, *, strict: bool = True) -> None:
@@ -268,6 +270,8 @@ class Initiator:
         self.header_digest = False
         self.data_digest = False
         self.max_data_in = LOGIN_SEGMENT
+        self.lossy = False
+        self.lost = 0
         self._received = bytearray()
 
     def breach(self, message: str) -> None:
@@ -296,13 +300,8 @@ class Initiator:
         buffer = self._received
         if len(buffer) < BHS:
             return None
-        opcode = buffer[0] & 0x3F
-        if buffer[0] & 0x40 or opcode not in TARGET_OPCODES:
-            # Beyond saving: the length field of an unknown PDU means nothing.
-            raise Breach(f"no PDU of a target: {bytes(buffer[:BHS]).hex()}")
-        header = bhs.BY_OPCODE[opcode].parse(buffer)
         ahs_length = buffer[4] * WORD
-        data_length = header.data_segment_length
+        data_length = int.from_bytes(buffer[5:8], "big")
         head = BHS + ahs_length
         at = head + WORD * self.header_digest
         padded = data_length + -data_length % WORD
@@ -311,9 +310,18 @@ class Initiator:
             return None
         raw = bytes(buffer[:end])
         del buffer[:end]
-        if self.header_digest and raw[head:at] != digest(raw[:head]):
+        head_is_wrong = self.header_digest and raw[head:at] != digest(raw[:head])
+        data_is_wrong = self.data_digest and padded > 0 and raw[-WORD:] != digest(raw[at : at + padded])
+        if self.lossy and (head_is_wrong or data_is_wrong):
+            self.lost += 1
+            return self._cut()
+        opcode = raw[0] & 0x3F
+        if raw[0] & 0x40 or opcode not in TARGET_OPCODES:
+            raise Breach(f"no PDU of a target: {raw[:BHS].hex()}")
+        header = bhs.BY_OPCODE[opcode].parse(raw)
+        if head_is_wrong:
             self.breach(f"header digest {raw[head:at].hex()} is not {digest(raw[:head]).hex()}")
-        if self.data_digest and padded and raw[-WORD:] != digest(raw[at : at + padded]):
+        if data_is_wrong:
             self.breach(f"data digest {raw[-WORD:].hex()} is not {digest(raw[at : at + padded]).hex()}")
         if any(raw[at + data_length : at + padded]):
             self.breach(f"padding is not null: {raw[at + data_length : at + padded].hex()}")

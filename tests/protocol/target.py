@@ -150,6 +150,7 @@ class MemoryTarget:
         for session in list(self.sessions.sessions.values()):
             for connection in list(session.connections.values()):
                 connection.tick(self.now)
+        self.sessions.tick(self.now)
 
 
 def _deliver(request: Request, outcome: Outcome) -> None:

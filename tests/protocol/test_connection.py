@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from protocol import bhs
 from protocol.connection import Phase
-from protocol.enums import RESERVED_TAG, AsyncEvent, RejectReason
+from protocol.enums import RESERVED_TAG, AsyncEvent, RejectReason, SnackType
 from protocol.limits import MAX_IMMEDIATE_TASKS, PING_PATIENCE
 from tests import cdbs
 from tests.initiator import Initiator, MemoryPeer, Rejected, SessionState
@@ -49,10 +49,13 @@ class Recorder(MemoryPeer):
 
 def script(keys: dict[str, str]) -> tuple[list[bytes], bytes]:
     """A conversation with everything in it, as bytes: what the initiator sent, what it got."""
-    endpoint = Endpoint(MemoryTarget())
+    endpoint = Endpoint(MemoryTarget(error_recovery_level=2))
     peer = Recorder(endpoint, Initiator(SessionState(isid=ISID)))
     peer.login(TARGET, keys=keys)
     peer.command(bytes(6))
+    for kind in SnackType:  # for nothing: rejected, or nothing is sent again
+        peer.send(peer.initiator.snack(kind, tag=0x77, target_transfer_tag=0x77))
+        peer.pending()
     peer.command(cdbs.write10(0, 3), pattern(1536), immediate_data=512, unsolicited=1024)
     peer.command(cdbs.write10(8, 80), pattern(40960), immediate_data=0, unsolicited=0)
     peer.command(cdbs.read10(0, 90), read=46080)
@@ -78,13 +81,14 @@ SCRIPTS = {
         "digests": DIGESTS,
         "header": {"HeaderDigest": "CRC32C"},
         "data": {"DataDigest": "CRC32C", "FirstBurstLength": "4096"},
+        "recovery": {"ErrorRecoveryLevel": "2", **DIGESTS},
     }.items()
 }
 
 
 def replay(sent: bytes, cuts: list[int], straight_home: bool = False) -> bytes:
     """Deliver these bytes cut at these places through one buffer that is used again; the answers."""
-    endpoint = Endpoint(MemoryTarget())
+    endpoint = Endpoint(MemoryTarget(error_recovery_level=2))
     connection = endpoint.connection
     answers = []
     at = 0
@@ -418,7 +422,7 @@ def survives(target: MemoryTarget, peer: MemoryPeer, deliveries: list[bytes]) ->
 
 
 def fuzzed(keys: dict[str, str] | None = None) -> tuple[MemoryTarget, MemoryPeer]:
-    target = MemoryTarget(size=65536, max_recv_data_segment_length=4096)
+    target = MemoryTarget(size=65536, max_recv_data_segment_length=4096, error_recovery_level=2)
     peer = target.logged_in(strict=False, keys={"FirstBurstLength": "4096", **(keys or {})})
     return target, peer
 
@@ -475,7 +479,15 @@ def random_pdus(draw: Callable[..., Any]) -> tuple[type, bytes, dict[str, int | 
 @given(
     st.lists(st.tuples(random_pdus(), st.integers(-2, 10)), max_size=25),
     st.booleans(),
-    st.sampled_from([{}, DIGESTS, {"InitialR2T": "Yes", "ImmediateData": "No"}]),
+    st.sampled_from(
+        [
+            {},
+            DIGESTS,
+            {"InitialR2T": "Yes", "ImmediateData": "No"},
+            {"ErrorRecoveryLevel": "1", **DIGESTS},
+            {"ErrorRecoveryLevel": "2", "DefaultTime2Retain": "20"},
+        ]
+    ),
 )
 def test_valid_pdus_with_any_fields(said: list[tuple[Any, int]], stuck: bool, keys: dict[str, str]) -> None:
     """Whatever is asked in whatever order: documented answers, every bound kept, the others unharmed."""

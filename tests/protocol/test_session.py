@@ -13,6 +13,8 @@ from tests.initiator import LoginFailed, MemoryPeer, SessionState
 from tests.protocol.target import TARGET, MemoryTarget, connection_of
 
 BLOCK = bytes(range(256)) * 2
+SOME_COMMANDS_CLEARED = (0x47, 0x7F)
+"""By an iSCSI protocol event (RFC 7143 §7.11)."""
 
 
 def only_session(target: MemoryTarget) -> Session:
@@ -249,6 +251,7 @@ def test_logging_in_with_the_same_cid_reinstates_the_connection() -> None:
     one.nop(b"fills the gap")
     assert session.max_cmd_sn - session.exp_cmd_sn + 1 == 8
     one.session.cmd_sn = session.exp_cmd_sn
+    assert again.command(bytes(6)).additional_sense == SOME_COMMANDS_CLEARED
     assert again.command(cdbs.read10(0, 8), read=4096).data == bytes(4096)
     connection_of(two).lost("closed at last")
     assert only_session(target) is session
