@@ -459,6 +459,13 @@ TARGET: Final = Declaration(
             wire="iscsi_target_redirect_permanent",
             help_text="True: the target has moved for good, and initiators may remember it.",
         ),
+        Field(
+            attribute="error_recovery_level",
+            wire="iscsi_target_error_recovery_level",
+            help_text="Highest error recovery level offered to new sessions. 0: a lost connection ends its "
+            "session. 1: what a digest shows to be damaged is sent again. 2: commands of a lost connection "
+            "go on on another.",
+        ),
     ),
 )
 

@@ -120,7 +120,7 @@ class PortalAuthorizer:
             return moved
         return Grant(
             methods=METHODS[group.auth_method],
-            offer=_offer(config),
+            offer=_offer(config, target.error_recovery_level),
             target_portal_group_tag=self._portal_id,
             target_name=target_name.lower(),
             target_alias=target.alias or "",
@@ -235,7 +235,7 @@ class PortalAuthorizer:
         return [(told, portal_id) for place in listening if (told := self._told(*place))]
 
 
-def _offer(config: Configuration) -> Offer:
+def _offer(config: Configuration, error_recovery_level: int = 0) -> Offer:
     g = config.globals
     return Offer(
         max_connections=g.max_connections,
@@ -245,6 +245,7 @@ def _offer(config: Configuration) -> Offer:
         max_outstanding_r2t=min(g.max_outstanding_r2t, g.r2t) or 1,
         default_time2wait=g.default_time2wait,
         default_time2retain=g.default_time2retain,
+        error_recovery_level=error_recovery_level,
     )
 
 

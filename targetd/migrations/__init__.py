@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAD", "upgrade"]
 
-HEAD = "0005"
+HEAD = "0006"
 """The version this program writes."""
 
 

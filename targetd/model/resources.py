@@ -279,6 +279,8 @@ class Target:
     redirect: Annotated[str, _REDIRECT] = ""
     """``HOST:PORT`` where a login is sent on to, before what its portal says; empty = nowhere."""
     redirect_permanent: bool = False
+    error_recovery_level: Annotated[int, Range(0, 2)] = 0
+    """The highest that is offered at login (RFC 7143 §13.20); a field of our own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

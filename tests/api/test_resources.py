@@ -628,6 +628,10 @@ async def test_a_grant_needs_a_portal_group(api: Api) -> None:
             {"iscsi_target_queue_depth": 256},
             {"iscsi_target_queue_depth": ["This value must be between 0 and 255, inclusive."]},
         ),
+        (
+            {"iscsi_target_error_recovery_level": 3},
+            {"iscsi_target_error_recovery_level": ["This value must be between 0 and 2, inclusive."]},
+        ),
         ({"iscsi_target_logical_blocksize": 500}, {"iscsi_target_logical_blocksize": [choice(500)]}),
         ({"iscsi_target_flags": "wo"}, {"iscsi_target_flags": [choice("wo")]}),
     ],

@@ -1,7 +1,8 @@
 """Wireshark as a second reader of RFC 7143: what the daemon sends must decode without complaint.
 
 The traffic of real initiators (discovery, CHAP, refused logins, reads, writes with R2T, task management,
-misbehaving commands) is captured on loopback and read back by tshark's iSCSI and SCSI dissectors.
+misbehaving commands) and of ours (a cut connection, reassignment, SNACK) is captured on loopback and read
+back by tshark's iSCSI and SCSI dissectors.
 """
 
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import Daemon
+from tests.functional.recovering import ask_again, cut_and_carry_on
 from tests.interop.libiscsi_suite import installed, run_test
 from tests.interop.peers import needs, run
 
@@ -135,6 +137,7 @@ def recording(shared_daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -
     guarded = daemon.create_disk(
         "guarded", "8MB", target={"iscsi_target_authtype": "CHAP Mutual", "iscsi_target_authgroup": 1}
     )
+    careful = daemon.create_disk("careful", "1MB", target={"iscsi_target_error_recovery_level": 2})
     mutual = {
         "LIBISCSI_CHAP_TARGET_USERNAME": "target",
         "LIBISCSI_CHAP_TARGET_PASSWORD": "targets-secret",
@@ -155,6 +158,8 @@ def recording(shared_daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -
         run("qemu-io", "--image-opts", "-c", "write -P 6 0 64k", "-c", "read -P 6 0 64k", digested).ok()
         for test in CONFORMANCE:
             run_test(test, [plain.url])
+        cut_and_carry_on(daemon, careful.iqn, 1 << 20)
+        ask_again(daemon, careful.iqn)
     return path
 
 
@@ -166,8 +171,8 @@ def test_capture_holds_the_pdus_of_a_target(recording: Path, shared_daemon: Daem
         for (row,) in dissect(recording, port, f"iscsi && tcp.srcport == {port}", "iscsi.opcode")
         for code in row.split(",")
     }
-    # SCSI Response, Login Response, Text Response, Data-In, Logout Response, R2T (RFC 7143 §11.2.1.2)
-    assert {0x21, 0x23, 0x24, 0x25, 0x26, 0x31} <= opcodes
+    # SCSI, Task Management, Login, Text, Logout Response, Data-In, R2T, Async, Reject (RFC 7143 §11.2.1.2)
+    assert {0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x31, 0x32, 0x3F} <= opcodes
 
 
 def truncated_inquiry_data(recording: Path, port: int) -> set[str]:
