@@ -45,7 +45,7 @@ static double seconds = 3;
 static uint8_t *payload;
 static size_t out_room; /* bytes; for everything that may be asked for at once */
 static uint64_t completed, failed, histogram[64 << 6];
-static int stopping, in_flight;
+static int stopping, in_flight, logins, idle;
 
 static void die(const char *what) {
     fprintf(stderr, "load: %s%s%s\n", what, errno ? ": " : "", errno ? strerror(errno) : "");
@@ -324,11 +324,41 @@ static void open_session(struct session *s, int number) {
         wait_for(s, 0, on_login);
         done = login_done;
     }
+    if (logins || idle) return;
     const uint8_t ready[16] = {0}, capacity[16] = {0x9e, 0x10, [13] = 32};
     for (int i = 0; i < 10 && command(s, ready, 0); i++) { } /* unit attentions */
     if (command(s, capacity, 32)) errno = 0, die("READ CAPACITY(16)");
     blocks = ((uint64_t)get32(reply + BHS) << 32 | get32(reply + BHS + 4)) + 1, block_size = get32(reply + BHS + 8);
     if (size % block_size || blocks < size / block_size) errno = 0, die("--bs does not suit the disk");
+}
+
+static void close_session(struct session *s) {
+    uint8_t b[BHS] = {0x46, 0x80}; /* Logout Request, reason 0: close the session */
+    put32(b + 16, MOST_DEPTH), put32(b + 24, s->cmd_sn), put32(b + 28, s->exp_stat_sn);
+    queue(s, b, NULL, 0, digests);
+    wait_for(s, digests, on_reply);
+    close(s->fd), free(s->in), free(s->out);
+}
+
+/* --logins: one session after another is opened and closed; a "command" is a login with its logout. */
+static double measure_logins(struct session *s) {
+    uint64_t began = now(), end = began + (uint64_t)(seconds * 1e9);
+    while (now() < end) {
+        memset(s, 0, sizeof *s);
+        open_session(s, 1 + completed % 60000);
+        close_session(s);
+        completed++;
+    }
+    return (now() - began) / 1e9;
+}
+
+/* --idle: all sessions are open and say nothing until the input ends; whoever measures is told. */
+static double measure_idle(void) {
+    char byte;
+    uint64_t began = now();
+    puts("open"), fflush(stdout);
+    while (read(0, &byte, 1) > 0) { }
+    return (now() - began) / 1e9;
 }
 
 static double percentile(double share) {
@@ -339,13 +369,14 @@ static double percentile(double share) {
 }
 
 static void usage(void) {
-    fprintf(stderr, "usage: load ADDRESS PORT TARGET LUN [--sessions N] [--depth N] [--bs BYTES] [--write] [--digests] [--seconds S]\n");
+    fprintf(stderr, "usage: load ADDRESS PORT TARGET LUN [--sessions N] [--depth N] [--bs BYTES] [--write] [--digests] [--logins | --idle] [--seconds S]\n");
     exit(2);
 }
 
 int main(int argc, char **argv) {
     static const struct option options[] = {{"sessions", 1, 0, 'n'}, {"depth", 1, 0, 'd'}, {"bs", 1, 0, 'b'},
-        {"write", 0, 0, 'w'}, {"digests", 0, 0, 'c'}, {"seconds", 1, 0, 's'}, {0}};
+        {"write", 0, 0, 'w'}, {"digests", 0, 0, 'c'}, {"seconds", 1, 0, 's'},
+        {"logins", 0, 0, 'l'}, {"idle", 0, 0, 'i'}, {0}};
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) switch (c) {
         case 'n': sessions = atoi(optarg); break;
         case 'd': depth = atoi(optarg); break;
@@ -353,6 +384,8 @@ int main(int argc, char **argv) {
         case 'w': writing = 1; break;
         case 'c': digests = 1; break;
         case 's': seconds = atof(optarg); break;
+        case 'l': logins = 1; break;
+        case 'i': idle = 1; break;
         default: usage();
     }
     if (argc - optind != 4 || depth < 1 || depth > MOST_DEPTH || sessions < 1 || size < 512 || size > LARGEST) usage();
@@ -366,18 +399,21 @@ int main(int argc, char **argv) {
     for (uint32_t i = 0; i < size; i++) payload[i] = random64();
     struct session *all = calloc(sessions, sizeof *all);
     int poll = epoll_create1(0);
+    double took = 0;
+    if (logins) sessions = 0, took = measure_logins(&all[0]);
     for (int i = 0; i < sessions; i++) {
         open_session(&all[i], i + 1);
         struct epoll_event e = {EPOLLIN, {.ptr = &all[i]}};
         epoll_ctl(poll, EPOLL_CTL_ADD, all[i].fd, &e);
     }
+    if (idle) took = measure_idle();
     for (int i = 0; i < sessions; i++) fcntl(all[i].fd, F_SETFL, O_NONBLOCK);
     uint64_t began = now(), end = began + (uint64_t)(seconds * 1e9);
-    for (int i = 0; i < sessions; i++) {
+    for (int i = 0; i < sessions && !idle; i++) {
         for (int k = 0; k < depth; k++) issue(&all[i], k);
         flush(&all[i]);
     }
-    while (!stopping || in_flight) {
+    while (!idle && sessions && (!stopping || in_flight)) {
         stopping = now() >= end;
         struct epoll_event events[64];
         int n = epoll_wait(poll, events, 64, 1000);
@@ -392,14 +428,10 @@ int main(int argc, char **argv) {
             if (s->queued || events[i].events & EPOLLOUT) epoll_ctl(poll, EPOLL_CTL_MOD, s->fd, &e);
         }
     }
-    double took = (now() - began) / 1e9;
+    if (!took) took = (now() - began) / 1e9;
     for (int i = 0; i < sessions; i++) {
-        uint8_t b[BHS] = {0x46, 0x80}; /* Logout Request, reason 0: close the session */
         fcntl(all[i].fd, F_SETFL, 0);
-        put32(b + 16, MOST_DEPTH), put32(b + 24, all[i].cmd_sn), put32(b + 28, all[i].exp_stat_sn);
-        queue(&all[i], b, NULL, 0, digests);
-        wait_for(&all[i], digests, on_reply);
-        close(all[i].fd);
+        close_session(&all[i]);
     }
     printf("{\"ios\": %llu, \"iops\": %.0f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"errors\": %llu}\n",
            (unsigned long long)completed, completed / took, percentile(0.50), percentile(0.99), (unsigned long long)failed);

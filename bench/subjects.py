@@ -14,6 +14,9 @@ from pathlib import Path
 
 from tests.daemon import HOST, Daemon, DaemonError, free_ports
 
+CHAP_USER, CHAP_SECRET = "bench", "bench-secret-12"
+"""12 bytes or more, as RFC 7143 §9.2.1 wants them."""
+
 BUILD = Path(__file__).resolve().parent / "build"
 START_LIMIT_S = 20.0
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -30,12 +33,15 @@ class Subject(ABC):
     lun = 0
     digests = True
     """It negotiates header and data digests."""
+    chap = True
+    """``chap_iqn`` is a second target over the same file, for ``CHAP_USER`` alone."""
 
     def __init__(self, image: Path, directory: Path) -> None:
         self.image = image
         self.directory = directory
         self.port = free_ports(1)[0]
         self.iqn = f"iqn.2003-01.org.example:{self.name}"
+        self.chap_iqn = f"{self.iqn}-chap"
         self.process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -60,6 +66,18 @@ class Subject(ABC):
 
     def cpu_seconds(self) -> float:
         """User and system time of the process so far, all its threads and all its descendants."""
+        return sum(ticks for _, ticks in self._family()) / TICKS_PER_SECOND
+
+    def memory_kib(self) -> int:
+        """Memory of the process and its descendants, what they share counted once (Pss, proc(5))."""
+        total = 0
+        for pid, _ in self._family():
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            total += int(rollup.partition("\nPss:")[2].split()[0])
+        return total
+
+    def _family(self) -> list[tuple[int, int]]:
+        """(process, its ticks of CPU time) of the process and all its descendants."""
         family = {self.pid}
         stats = {}
         for entry in Path("/proc").iterdir():
@@ -75,7 +93,7 @@ class Subject(ABC):
             children = {pid for pid, (parent, _) in stats.items() if parent in family}
             grown = not children <= family
             family |= children
-        return sum(stats[pid][1] for pid in family if pid in stats) / TICKS_PER_SECOND
+        return [(pid, stats[pid][1]) for pid in family if pid in stats]
 
     def _spawn(self, *argv: str) -> None:
         log = (self.directory / "log").open("wb")
@@ -113,6 +131,7 @@ class Limit(Subject):
 
     name = "limit"
     digests = False
+    chap = False
 
     def start(self) -> None:
         program = BUILD / "limit"
@@ -139,12 +158,15 @@ class Tgtd(Subject):
         self.control = str(os.getpid() % 30000 + 1000)
         self._spawn(program, "-f", "-C", self.control, "--iscsi", f"portal={HOST}:{self.port}")
         self._wait_until_listening()
-        one = ("--tid", "1")
-        self._admin("target", "new", *one, "--targetname", self.iqn)
-        self._admin("logicalunit", "new", *one, "--lun", "1", "--backing-store", str(self.image))
-        self._admin("target", "bind", *one, "--initiator-address", "ALL")
-        for key in ("HeaderDigest", "DataDigest"):
-            self._admin("target", "update", *one, "--name", key, "--value", "CRC32C")
+        for tid, name in (("1", self.iqn), ("2", self.chap_iqn)):
+            one = ("--tid", tid)
+            self._admin("target", "new", *one, "--targetname", name)
+            self._admin("logicalunit", "new", *one, "--lun", "1", "--backing-store", str(self.image))
+            self._admin("target", "bind", *one, "--initiator-address", "ALL")
+            for key in ("HeaderDigest", "DataDigest"):
+                self._admin("target", "update", *one, "--name", key, "--value", "CRC32C")
+        self._admin("account", "new", "--user", CHAP_USER, "--password", CHAP_SECRET)
+        self._admin("account", "bind", "--tid", "2", "--user", CHAP_USER)
 
     def stop(self) -> None:
         """It ignores SIGTERM while it has targets, and leaves its control socket behind."""
@@ -215,11 +237,22 @@ class Istgt(Subject):
   UnitType Disk
   QueueDepth 64
   LUN0 Storage {image} Auto
+[LogicalUnit2]
+  TargetName {name}-chap
+  Mapping PortalGroup1 InitiatorGroup1
+  AuthMethod CHAP
+  AuthGroup AuthGroup1
+  UseDigest Auto
+  UnitType Disk
+  QueueDepth 64
+  LUN0 Storage {image} Auto
 """
 
     def start(self) -> None:
         program = _program("istgt", "istgt")
-        (self.directory / "auth.conf").write_text("")
+        accounts = self.directory / "auth.conf"
+        accounts.write_text(f'[AuthGroup1]\n  Auth "{CHAP_USER}" "{CHAP_SECRET}"\n')
+        accounts.chmod(0o600)
         configuration = self.directory / "istgt.conf"
         configuration.write_text(
             self.CONFIGURATION.format(
@@ -248,10 +281,30 @@ class Ours(Subject):
         except DaemonError as error:
             raise UnavailableError(str(error)) from None
         if fresh:
-            # 64 sessions are more than the specification's default of 16.
-            self.daemon.expect(202, "PUT", "services/iscsi/globalconfiguration/", {"iscsi_maxsesh": 256})
+            # 64 sessions are more than the specification's default of 16, and 1000 idle ones are measured.
+            self.daemon.expect(202, "PUT", "services/iscsi/globalconfiguration/", {"iscsi_maxsesh": 1024})
             path = {"iscsi_target_extent_path": str(self.image)}
-            self.iqn = self.daemon.create_disk("bench", "0", extent=path).iqn
+            disk = self.daemon.create_disk("bench", "0", extent=path)
+            self.iqn = disk.iqn
+            self._offer_with_chap(disk.extent_id)
+
+    def _offer_with_chap(self, extent_id: int) -> None:
+        self.daemon.create(
+            "authcredential",
+            iscsi_target_auth_tag=1,
+            iscsi_target_auth_user=CHAP_USER,
+            iscsi_target_auth_secret=CHAP_SECRET,
+        )
+        target = self.daemon.create(
+            "target",
+            iscsi_target_name="bench-chap",
+            iscsi_target_portalgroup=1,
+            iscsi_target_initiatorgroup=1,
+            iscsi_target_authtype="CHAP",
+            iscsi_target_authgroup=1,
+        )
+        self.daemon.create("targettoextent", iscsi_target=target["id"], iscsi_extent=extent_id, iscsi_lunid=0)
+        self.chap_iqn = self.daemon.full_name("bench-chap")
 
     @property
     def pid(self) -> int:
