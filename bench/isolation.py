@@ -21,8 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.run import ClientFailedError, run_client
 from bench.subjects import BUILD
+from bench.workloads import ClientFailedError, run_client
 from tests import cdbs
 from tests.daemon import HOST, Daemon, Disk
 from tests.faults.fusefs import FaultyFs, faulty_fs

@@ -3,6 +3,7 @@
 The README's section stands between two markers, and nothing else of the file is touched.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -25,7 +26,7 @@ def terminal(grid: Grid, names: Sequence[str]) -> str:
     lines = []
     for workload, row in grid.items():
         lines.append(
-            f"\n{workload:<26}{'IOPS':>9}{'CPU µs':>9}{'p50 µs':>9}{'p99 µs':>9}   ours: IOPS     CPU     p50"
+            f"\n{workload:<26}{'IOPS':>9}{'CPU µs':>9}{'p50 µs':>9}{'p99 µs':>9}   ours: IOPS       CPU       p50"
         )
         ours = row["ours"].middle if "ours" in row else None
         for name in names:
@@ -34,12 +35,13 @@ def terminal(grid: Grid, names: Sequence[str]) -> str:
             if middle is None:
                 lines.append(f"  {name:<24}{'—':>9}   {cell.note}")
                 continue
-            line = (
-                f"  {name:<24}{middle.iops:9.0f}{middle.cpu_us:9.1f}{middle.p50_us:9.1f}{middle.p99_us:9.1f}"
-            )
+            figures = (middle.iops, middle.cpu_us, middle.p50_us, middle.p99_us)
+            line = f"  {name:<24}" + "".join(f"{_shown(figure):>9}" for figure in figures)
             if ours is not None and name != "ours":
                 ratios = (ours.iops / middle.iops, ours.cpu_us / middle.cpu_us, ours.p50_us / middle.p50_us)
-                line += f"   {ratios[0]:9.2f}x{ratios[1]:7.2f}x{ratios[2]:7.2f}x"
+                line += "   " + "".join(
+                    f"{'—' if math.isnan(ratio) else f'{ratio:.2f}x':>10}" for ratio in ratios
+                )
             lines.append(line + (f"   {cell.note}" if cell.note else ""))
     return "\n".join(lines)
 
@@ -67,6 +69,10 @@ def _scale_name(group: str, scale: Scale) -> str:
     return f"{ours['idle sessions']:.0f} silent sessions"
 
 
+def _shown(value: float) -> str:
+    return "—" if math.isnan(value) else f"{value:.1f}"
+
+
 def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
@@ -84,7 +90,7 @@ def section(grid: Grid, scale: Scale, names: Sequence[str], about: str) -> str:
         for name in names:
             middle = row[name].middle
             cells.append(
-                f"{middle.iops:,.0f} · {middle.cpu_us:.1f} · {middle.p50_us:.0f}"
+                f"{middle.iops:,.0f} · {middle.cpu_us:.1f} · {_shown(middle.p50_us)}"
                 if middle is not None
                 else row[name].note or "—"
             )

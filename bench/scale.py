@@ -4,7 +4,6 @@ Each function returns figures by name; ``bench.report`` shows them. Logins and s
 for every subject that can; the API and many targets are ours alone.
 """
 
-import http.client
 import json
 import os
 import select
@@ -14,8 +13,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from bench.many import Client, make
 from bench.subjects import Ours, Subject
 from bench.workloads import (
     HANG_LIMIT_S,
@@ -27,7 +26,6 @@ from bench.workloads import (
     run_client,
     warm,
 )
-from tests.daemon import HOST, PREFIX
 
 IDLE_S = 10.0
 READS = next(work for work in WORKLOADS if work.name == "4k-randread-qd32-load")
@@ -77,34 +75,10 @@ def idle(subject: Subject, sessions: int, seconds: float = IDLE_S) -> Figures:
 # -- the API ----------------------------------------------------------------------------------------
 
 
-class Api:
-    """One kept connection to the API, as a tool has it; remembers how long each kind of request took."""
-
-    def __init__(self, subject: Ours) -> None:
-        daemon = subject.daemon
-        self._connection = http.client.HTTPConnection(HOST, daemon.api_port, timeout=60)
-        self._headers = {**daemon.authorization(), "Content-Type": "application/json"}
-        self.times: dict[str, list[float]] = {}
-
-    def ask(self, kind: str, method: str, path: str, body: Any = None) -> Any:
-        data = None if body is None else json.dumps(body)
-        began = time.perf_counter()
-        self._connection.request(method, f"{PREFIX}services/iscsi/{path}", data, self._headers)
-        response = self._connection.getresponse()
-        raw = response.read()
-        self.times.setdefault(kind, []).append(time.perf_counter() - began)
-        if response.status >= 300:
-            raise ClientFailedError(f"{method} {path}: {response.status} {raw[:100]!r}")
-        return json.loads(raw)
-
-    def close(self) -> None:
-        self._connection.close()
-
-
 def api_rate(subject: Ours, seconds: float) -> Figures:
     """Requests a second, one after the other."""
-    api = Api(subject)
-    target = api.ask("login", "GET", "target/?limit=1")[0]["id"]
+    api = Client(subject.daemon)
+    target = api.ask("the login", "GET", "target/?limit=1")[0]["id"]
     kinds: dict[str, Callable[[int], object]] = {
         "GET/s": lambda _: api.ask("GET", "GET", f"target/{target}/"),
         # An alias that changes each time, so that each PUT is validated, saved (synced) and made live.
@@ -123,25 +97,6 @@ def api_rate(subject: Ours, seconds: float) -> Figures:
 
 
 # -- many targets -----------------------------------------------------------------------------------
-
-
-def _create(api: Api, root: Path, name: str, luns: int) -> None:
-    target = api.ask(
-        "target",
-        "POST",
-        "target/",
-        {"iscsi_target_name": name, "iscsi_target_portalgroup": 1, "iscsi_target_initiatorgroup": 1},
-    )
-    for lun in range(luns):
-        extent = {
-            "iscsi_target_extent_name": f"{name}-{lun}",
-            "iscsi_target_extent_type": "File",
-            "iscsi_target_extent_path": str(root / f"{name}-{lun}.img"),
-            "iscsi_target_extent_filesize": "16MB",
-        }
-        made = api.ask("extent", "POST", "extent/", extent)
-        mapping = {"iscsi_target": target["id"], "iscsi_extent": made["id"], "iscsi_lunid": lun}
-        api.ask("LUN", "POST", "targettoextent/", mapping)
 
 
 def _cpu_us(subject: Subject, rounds: int, seconds: float) -> float:
@@ -169,10 +124,10 @@ def many(targets: int, luns: int, rounds: int, seconds: float, directory: Path |
             empty_s = _start_seconds(subject)
             warm(image)
             alone = _cpu_us(subject, rounds, seconds)
-            api = Api(subject)
+            client = Client(subject.daemon)
             for number in range(targets):
-                _create(api, subject.daemon.extent_root, f"t{number}", luns)
-            api.close()
+                make(client, subject.daemon.extent_root, f"t{number}", luns)
+            client.close()
             subject.stop()
             full_s = _start_seconds(subject)
             memory = subject.memory_kib() / 1024
@@ -180,7 +135,7 @@ def many(targets: int, luns: int, rounds: int, seconds: float, directory: Path |
             among = _cpu_us(subject, rounds, seconds)
         finally:
             subject.stop()
-    slowest = max(statistics.median(times) for times in api.times.values())
+    slowest = max(statistics.median(times) for kind, times in client.times.items() if "POST" in kind)
     return {
         "targets": targets,
         "LUNs": targets * luns,
