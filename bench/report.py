@@ -26,7 +26,8 @@ def terminal(grid: Grid, names: Sequence[str]) -> str:
     lines = []
     for workload, row in grid.items():
         lines.append(
-            f"\n{workload:<26}{'IOPS':>9}{'CPU µs':>9}{'p50 µs':>9}{'p99 µs':>9}   ours: IOPS       CPU       p50"
+            f"\n{workload:<26}{'IOPS':>9}{'CPU µs':>9}{'p50 µs':>9}{'p99 µs':>9}"
+            f"{'ours: IOPS':>13}{'CPU':>10}{'p50':>10}"
         )
         ours = row["ours"].middle if "ours" in row else None
         for name in names:
