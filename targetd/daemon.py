@@ -124,6 +124,7 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners) -> None:
         # What lives now lives for good: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        gc.enable()
         log.info("ready")
         notify.ready()
         await stop.wait()

@@ -429,7 +429,11 @@ def _migrate(path: Path, version: str | None) -> None:
     _listen(engine)
     try:
         with engine.begin() as connection:
-            migrations.upgrade(connection)
+            if version is None:
+                METADATA.create_all(connection, checkfirst=False)
+                migrations.stamp(connection)
+            else:
+                migrations.upgrade(connection)
             connection.exec_driver_sql(f"PRAGMA application_id={_APPLICATION_ID}")
     finally:
         engine.dispose()

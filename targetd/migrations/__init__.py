@@ -2,7 +2,8 @@
 
 Each file in ``versions/`` takes a store from one version to the next, written by hand and never edited once
 released, so a store of any age ends up the same. To change the schema: add a file with the next number,
-raise ``HEAD``, and change what ``targetd.store`` derives from the model; a test compares the two.
+raise ``HEAD``, and change what ``targetd.store`` derives from the model; a test compares the two. A fresh
+store is made from the model and stamped with ``HEAD``: the same, in a tenth of the time.
 
 Versions are numbers of four digits, so that a program can tell a newer store from an older one.
 """
@@ -13,10 +14,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["HEAD", "upgrade"]
+__all__ = ["HEAD", "stamp", "upgrade"]
 
 HEAD = "0006"
 """The version this program writes."""
+
+
+def stamp(connection: "Connection") -> None:
+    """Note in a store that has just been made that its schema is that of ``HEAD``, as Alembic does."""
+    connection.exec_driver_sql(
+        "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
+        "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+    )
+    connection.exec_driver_sql("INSERT INTO alembic_version (version_num) VALUES (?)", (HEAD,))
 
 
 def upgrade(connection: "Connection", version: str = HEAD) -> None:

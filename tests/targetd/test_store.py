@@ -9,8 +9,10 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -203,6 +205,7 @@ async def test_a_closed_store_says_that_it_is(store: Store) -> None:
 SAVES_IN_A_LOOP = """
 import asyncio, sys
 from pathlib import Path
+from typing import Any
 from targetd.model import Configuration, LunMapping, Target, add, next_id, remove
 from targetd.store import Store
 from tests.targetd.configurations import extent
@@ -450,13 +453,42 @@ async def test_a_migration_that_fails_leaves_the_older_store_working(tmp_path: P
     await (await Store.open(path)).close()
 
 
-def test_the_schema_made_by_the_migrations_is_the_one_derived_from_the_model(path: Path) -> None:
+def test_the_schema_made_by_the_migrations_is_the_one_derived_from_the_model(tmp_path: Path) -> None:
     """Migrations are spelled out and the columns derived; this keeps them the same."""
+    path = tmp_path / "store.db"
+    make_at(path, migrations.HEAD)
     engine = sa.create_engine(f"sqlite:///{path}")
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, METADATA) == []
     engine.dispose()
+
+
+def schema(path: Path) -> dict[str, Any]:
+    """Every table with its columns (type, not null, part of the primary key), and the numbers of the file."""
+    with closing(sqlite3.connect(path)) as connection:
+        tables = [
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        ]
+        found: dict[str, Any] = {
+            table: {
+                name: (kind, not_null, key)
+                for _, name, kind, not_null, _, key in connection.execute(f"PRAGMA table_info({table})")
+            }
+            for table in tables
+        }
+        for pragma in ("application_id", "user_version", "encoding"):
+            found[pragma] = connection.execute(f"PRAGMA {pragma}").fetchone()
+        found["version"] = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+    return found
+
+
+async def test_a_fresh_store_is_what_the_migrations_make(tmp_path: Path) -> None:
+    """It is made from the model, without Alembic."""
+    fresh, migrated = tmp_path / "fresh.db", tmp_path / "migrated.db"
+    await (await Store.open(fresh)).close()
+    make_at(migrated, migrations.HEAD)
+    assert schema(fresh) == schema(migrated)
 
 
 def test_the_newest_migration_is_the_one_the_program_asks_for() -> None:
