@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command.options.check_config:
         print("\n".join(describe(command)))
         return 0
-    # Until all is built nothing becomes garbage, and looking for it is a tenth of the start; see daemon._serve.
+    # Until all is built nothing becomes garbage, and looking for it costs; daemon._serve allows it again.
     gc.disable()
     from targetd.daemon import run
 
