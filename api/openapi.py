@@ -19,7 +19,7 @@ from api.fields import DECLARATIONS
 from api.resources.collection import PREFIX
 from api.resources.system import HEALTH_PATH
 from api.routing import Operation, Router
-from targetd.interface import Explanation, LoginFailure, SessionStatus
+from targetd.interface import Explanation, LoginFailure, SessionStatus, Work
 
 __all__ = ["Documents", "document"]
 
@@ -186,9 +186,10 @@ _FIXED_SCHEMAS: Final[dict[str, Any]] = {
     "Statistics": {
         "type": "object",
         "properties": {
-            name: {"type": "array", "items": {"type": "object"}} for name in ("units", "sessions", "portals")
+            name: {"type": "array", "items": {"type": "object"}}
+            for name in ("units", "sessions", "portals", "work")
         },
-        "required": ["units", "sessions", "portals"],
+        "required": ["units", "sessions", "portals", "work"],
         "additionalProperties": {"type": "number"},
     },
     "ServiceUpdate": _object({"srv_enable": {"type": "boolean"}}),
@@ -226,6 +227,7 @@ def document(router: Router, version: str) -> dict[str, Any]:
     schemas["Session"] = {**_plain_schema(SessionStatus), "description": "Ages in seconds, lengths in bytes."}
     schemas["LoginFailure"] = _plain_schema(LoginFailure)
     schemas["Explanation"] = _plain_schema(Explanation)
+    schemas["Work"] = {**_plain_schema(Work), "description": "Bytes done, of bytes in all."}
     schemas.update(_FIXED_SCHEMAS)
     paths = dict(router.documented())
     for path, item in paths.items():

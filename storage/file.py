@@ -13,7 +13,7 @@ path, the old one or a new one, carries on with it.
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +36,8 @@ record in first and no call tells whether it is in memory."""
 LOCAL: Final = INLINE | {linux.ZFS}
 """File systems where fstat waits for no one."""
 
+ALLOCATE_PIECE = 256 << 20
+"""Bytes taken at once. One call for them costs microseconds where the file system only notes them down."""
 COPY_PIECE = 256 << 20
 """Bytes for one copy_file_range: a shared block costs next to nothing, but where the kernel has to copy,
 the call cannot be interrupted for as long as it takes."""
@@ -202,14 +204,22 @@ class File(Paged):
             if at > data:
                 yield Run(data, at - data, True)
 
-    def allocate(self) -> None:
+    def allocate(self, told: Callable[[int], None]) -> None:
         """Take all the space of the exported size now, so that no write can run out of it.
+
+        Args:
+            told: hears how many bytes are taken, again and again: a file system that has to write zeros
+                for it takes its time.
 
         Raises:
             OSError: ENOSPC; what had been taken stays taken.
         """
         handle = self._usable(write=True)
-        os.posix_fallocate(handle.fd, 0, self.geometry.size_bytes)
+        size = self.geometry.size_bytes
+        for at in range(0, size, ALLOCATE_PIECE):
+            length = min(ALLOCATE_PIECE, size - at)
+            os.posix_fallocate(handle.fd, at, length)
+            told(at + length)
 
     # -- copying ----------------------------------------------------------------------------------
 

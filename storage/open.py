@@ -54,24 +54,31 @@ class ExtentSpec:
 # -- opening --------------------------------------------------------------------------------------
 
 
-def open_backend(spec: ExtentSpec) -> Backend:
+def _nobody(done: int) -> None:
+    """Hears nothing."""
+
+
+def open_backend(spec: ExtentSpec, allocated: Callable[[int], None] = _nobody) -> Backend:
     """Open what ``spec`` describes.
+
+    Args:
+        allocated: hears how many bytes of a file have been taken where all of them shall be.
 
     Raises:
         OSError: it is missing, in use, not permitted …; a file made for it has been removed again.
         ValueError: memory or null without a size, or a name that is none of a ZFS volume.
     """
-    return _OPENERS[spec.kind](spec)
+    return _OPENERS[spec.kind](spec, allocated)
 
 
-def _open_file(spec: ExtentSpec) -> Backend:
+def _open_file(spec: ExtentSpec, allocated: Callable[[int], None]) -> Backend:
     created = None
     if spec.create and spec.size_bytes and not spec.read_only:
         created = create_file(spec.path, spec.size_bytes)
     try:
         backend = File(spec.path, spec.size_bytes, read_only=spec.read_only)
         if spec.allocate and not spec.read_only:
-            backend.allocate()
+            backend.allocate(allocated)
     except BaseException:
         if created is not None:
             created.undo()
@@ -85,12 +92,12 @@ def _sized(spec: ExtentSpec) -> int:
     return spec.size_bytes
 
 
-_OPENERS: dict[ExtentKind, Callable[[ExtentSpec], Backend]] = {
+_OPENERS: dict[ExtentKind, Callable[[ExtentSpec, Callable[[int], None]], Backend]] = {
     "file": _open_file,
-    "device": lambda spec: Device(spec.path, spec.size_bytes, read_only=spec.read_only),
-    "zvol": lambda spec: Zvol(spec.path, spec.size_bytes, read_only=spec.read_only),
-    "memory": lambda spec: Memory(_sized(spec), read_only=spec.read_only),
-    "null": lambda spec: Null(_sized(spec), read_only=spec.read_only),
+    "device": lambda spec, _: Device(spec.path, spec.size_bytes, read_only=spec.read_only),
+    "zvol": lambda spec, _: Zvol(spec.path, spec.size_bytes, read_only=spec.read_only),
+    "memory": lambda spec, _: Memory(_sized(spec), read_only=spec.read_only),
+    "null": lambda spec, _: Null(_sized(spec), read_only=spec.read_only),
 }
 
 

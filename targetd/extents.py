@@ -133,14 +133,17 @@ def check_path(
         raise ConfigError.one("extents", "path", MUST_EXIST, extent.id)
 
 
-def open_extent(extent: Extent, pools: Mapping[str, Path]) -> Backend:
+def open_extent(extent: Extent, pools: Mapping[str, Path], allocated: Callable[[int], None]) -> Backend:
     """Open the medium of an extent that an operator is writing now. Worker threads only.
+
+    Args:
+        allocated: hears how many bytes have been taken, where all of them shall be.
 
     Raises:
         ConfigError: on ``path``, with the reason in words.
     """
     try:
-        return open_backend(spec_of(extent, pools))
+        return open_backend(spec_of(extent, pools), allocated)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError.one("extents", "path", f"{extent.path}: {reason}.", extent.id) from None

@@ -31,6 +31,7 @@ __all__ = [
     "UnitStatistics",
     "VisibleLun",
     "Volume",
+    "Work",
 ]
 
 Edit = Callable[[Configuration], Configuration]
@@ -155,6 +156,19 @@ class PortalStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """Something that takes its time, while it is under way. ``done`` of ``total`` bytes."""
+
+    kind: str
+    """``allocate`` (all the space of a file), ``sanitize``, or ``copy`` (a third-party copy)."""
+    extent_id: int
+    extent: str
+    """For a copy: of the unit that carries it out."""
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """Counters since start, at one moment. Times in seconds, lengths in bytes."""
 
@@ -172,6 +186,8 @@ class Statistics:
     loop_lag_longest_s: float = 0.0
     events_lost: int = 0
     """Events that readers of the stream were too slow for."""
+    work: tuple[Work, ...] = ()
+    """What is under way just now."""
 
 
 class StorageError(Exception):

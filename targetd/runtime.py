@@ -27,6 +27,7 @@ from typing import Any
 from protocol.connection import Connection
 from protocol.management import forget_aborted
 from protocol.scsi import sanitize
+from protocol.scsi.copymanager import results_of
 from protocol.scsi.device import LogicalUnit, Reset, UnitConfig
 from protocol.scsi.device import Target as ScsiTarget
 from protocol.scsi.registrations import State as ReservationState
@@ -53,6 +54,7 @@ from targetd.interface import (
     Statistics,
     UnitStatistics,
     VisibleLun,
+    Work,
 )
 from targetd.keeper import Keeper, StoreError
 from targetd.lanes import Completions, Lane, off_loop
@@ -189,6 +191,8 @@ class Runtime:
         self._lock = asyncio.Lock()
         self._config = Configuration()
         self._extents: dict[int, LiveExtent] = {}
+        self._allocated: dict[int, tuple[Extent, int]] = {}
+        """Extents whose space is being taken, by id: how many bytes of it. Written by the worker at it."""
         self._targets: dict[int, ScsiTarget] = {}
         self._subscribers: set[asyncio.Queue[Event]] = set()
         self._housekeeping: set[asyncio.Task[None]] = set()
@@ -322,7 +326,20 @@ class Runtime:
             loop_lag_s=counters.loop_lag_s,
             loop_lag_longest_s=counters.loop_lag_longest_s,
             events_lost=self._events_lost,
+            work=tuple(self._work()),
         )
+
+    def _work(self) -> Iterator[Work]:
+        for extent, done in list(self._allocated.values()):
+            yield Work("allocate", extent.id, extent.name, done, extent.size_bytes)
+        for live in self._extents.values():
+            units = list(live.units.values())
+            for locked in {unit.locked for unit in units}:
+                if isinstance(locked, sanitize.Operation) and not locked.plan.failed:
+                    yield Work("sanitize", live.extent.id, live.extent.name, locked.done, locked.total)
+            for unit in units:
+                for copy in results_of(unit).under_way:
+                    yield Work("copy", live.extent.id, live.extent.name, copy.transferred, copy.total)
 
     async def extent_statuses(self, extent_ids: Collection[int]) -> dict[int, str]:
         return {id: self._extents[id].status if id in self._extents else "ok" for id in extent_ids}
@@ -558,7 +575,16 @@ class Runtime:
         beside itself, with another size or protection; the old opening goes when the change is certain."""
         check_path(extent, self.extent_roots, self._pools)
         fresh = extent.type == "File" and not os.path.lexists(extent.path)
-        backend = open_extent(extent, self._pools)
+
+        def allocated(done: int) -> None:
+            self._allocated[extent.id] = extent, done
+
+        try:
+            if extent.allocate:
+                allocated(0)
+            backend = open_extent(extent, self._pools, allocated)
+        finally:
+            self._allocated.pop(extent.id, None)
         prepared.backends[extent.id] = backend
         if fresh:
             prepared.made.append(Path(extent.path))

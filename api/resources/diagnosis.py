@@ -23,6 +23,7 @@ __all__ = ["DiagnosisResource"]
 
 FAILURES_PATH: Final = f"{PREFIX}services/iscsi/loginfailure/"
 STATISTICS_PATH: Final = f"{PREFIX}services/iscsi/statistics/"
+WORK_PATH: Final = f"{PREFIX}services/iscsi/work/"
 EXPLAIN_PATH: Final = f"{PREFIX}services/iscsi/explain/"
 MAX_NAME: Final = 223
 """Bytes of an iSCSI name (RFC 7143 §4.2.7.1)."""
@@ -85,6 +86,18 @@ class DiagnosisResource:
         )
         router.add(
             "diagnosis",
+            WORK_PATH,
+            {
+                "GET": Operation(
+                    self.get_work,
+                    "Work under way that takes its time: space being taken, SANITIZE, third-party copies.",
+                    {200: "Work[]", 400: "Error", 401: None},
+                    parameters=LIST_PARAMETERS,
+                )
+            },
+        )
+        router.add(
+            "diagnosis",
             EXPLAIN_PATH,
             {
                 "GET": Operation(
@@ -123,6 +136,13 @@ class DiagnosisResource:
             "portals": [_counters(portal) for portal in statistics.portals],
         }
         return answer(200, shown)
+
+    async def get_work(self, request: web.Request) -> web.StreamResponse:
+        """GET of what is under way; bytes done and bytes in all."""
+        work = (await self.engine.statistics()).work
+        offset, chosen = page(request, work)
+        headers = content_range(offset, len(chosen), len(work))
+        return answer(200, [dataclasses.asdict(one) for one in chosen], headers)
 
     async def explain(self, request: web.Request) -> web.StreamResponse:
         """GET of what would come of a login: one answer for each portal and target that was asked for."""

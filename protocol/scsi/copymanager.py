@@ -127,6 +127,8 @@ class Result:
     """Segments or ranges processed."""
     transferred: int = 0
     """Bytes."""
+    total: int = 0
+    """Bytes that all of it comes to."""
     token: bytes = b""
 
 
@@ -135,6 +137,8 @@ class Results:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[Nexus, int], Result] = {}
+        self.under_way: list[Result] = []
+        """Those at work just now, also those that nobody can ask for."""
 
     def begin(self, unit: "LogicalUnit", nexus: Nexus, list_identifier: int, service_action: int) -> Result:
         """A copy begins; one that is under way with the same list identifier is an error (SPC-4 §6.4.3)."""
@@ -193,10 +197,14 @@ def run(
             return unit.check(CheckCondition(Sense.INTERNAL_TARGET_FAILURE))
 
     def done(outcome: Outcome) -> None:
+        under_way.remove(result)
         result.outcome = outcome
         unit.release(request)
         if answer:
             unit.complete(request, outcome)
 
+    result.total = sum(copy.length for copy in todo)
+    under_way = results_of(unit).under_way
+    under_way.append(result)
     ranges = [(copy.unit, copy.offset, copy.length) for copy in todo]
     unit.claim(request, ranges, partial(unit.lane.run, work, done))

@@ -9,6 +9,7 @@ the daemon could not be reached or refused, 2 usage.
     document.py   the whole configuration as one TOML document: export, difference, import
     output.py     tables for people, JSON for programs
     commands.py   the commands, made from the table
+    progress.py   bars for what takes its time
     operations.py users, statistics, a live view, why logins fail
 """
 

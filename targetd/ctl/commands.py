@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -156,9 +156,11 @@ def _option(column: Column) -> inspect.Parameter:
     )
 
 
-def _with_options(resource: Resource, function: Callable[..., None]) -> Callable[..., None]:
+def _with_options(
+    resource: Resource, function: Callable[..., None], without: Collection[str] = ()
+) -> Callable[..., None]:
     """The function with the resource's fields as options; it takes them as its last argument, a dict."""
-    columns = resource.inputs
+    columns = [column for column in resource.inputs if column.attribute not in without]
     fixed = [
         parameter
         for parameter in inspect.signature(function, eval_str=True).parameters.values()
@@ -197,9 +199,22 @@ def _body(client: Client, resource: Resource, given: Mapping[str, Any]) -> dict[
     return body
 
 
-def _write(client: Client, method: str, path: str, resource: Resource, given: Mapping[str, Any]) -> Any:
+def _write(
+    context: typer.Context,
+    client: Client,
+    method: str,
+    path: str,
+    resource: Resource,
+    given: Mapping[str, Any],
+) -> Any:
     body = _body(client, resource, given)
     try:
+        if given.get("allocate") and sys.stderr.isatty():
+            # Only who waits for it waits for rich.
+            from targetd.ctl import progress
+
+            with _client(context) as watcher:
+                return progress.during(watcher, lambda: client.request(method, path, body))
         return client.request(method, path, body)
     except FieldsError as error:
         raise FieldsError(error.errors, resource.option_names) from None
@@ -236,7 +251,9 @@ def _add(resource: Resource) -> None:
     def create(context: Context, given: Mapping[str, Any], json: Json = False) -> None:
         """Make one."""
         with _client(context) as client:
-            _print(context, resource, _write(client, "POST", f"{resource.path}/", resource, given), json)
+            _print(
+                context, resource, _write(context, client, "POST", f"{resource.path}/", resource, given), json
+            )
 
     def update(
         context: Context,
@@ -249,7 +266,7 @@ def _add(resource: Resource) -> None:
             raise UsageError("say what to change; --help tells the options")
         with _client(context) as client:
             path = f"{resource.path}/{resource.find(client, one)['id']}/"
-            _print(context, resource, _write(client, "PUT", path, resource, given), json)
+            _print(context, resource, _write(context, client, "PUT", path, resource, given), json)
 
     def delete(context: Context, them: many_type) -> None:
         """Delete them, and what refers to them. Files stay."""
@@ -264,6 +281,7 @@ def _add(resource: Resource) -> None:
     group.command("update")(_with_options(resource, update))
     if resource.name == "extent":
         group.command("delete")(_delete_extent(resource))
+        group.command("clone")(_with_options(resource, _clone_extent(resource), NOT_OF_A_CLONE))
     else:
         group.command("delete")(delete)
 
@@ -281,6 +299,25 @@ def _delete_extent(resource: Resource) -> Callable[..., None]:
                 client.request("DELETE", f"{resource.path}/{id}/", {"delete": True} if file else None)
 
     return delete
+
+
+NOT_OF_A_CLONE = ("type", "disk", "file_size")
+"""It is a File, as large as its source."""
+
+
+def _clone_extent(resource: Resource) -> Callable[..., None]:
+    def clone(
+        context: Context,
+        one: Annotated[str, typer.Argument(metavar="ID-OR-NAME", help="Its id or name.")],
+        given: Mapping[str, Any],
+        json: Json = False,
+    ) -> None:
+        """Make another of a File extent, which shares its blocks; --read-only makes it a snapshot."""
+        with _client(context) as client:
+            path = f"{resource.path}/{resource.find(client, one)['id']}/clone/"
+            _print(context, resource, _write(context, client, "POST", path, resource, given), json)
+
+    return clone
 
 
 def _print(context: typer.Context, resource: Resource, shown: dict[str, Any], json: bool) -> None:
@@ -309,7 +346,7 @@ def _update_globals(context: Context, given: Mapping[str, Any], json: Json = Fal
     if not given:
         raise UsageError("say what to change; --help tells the options")
     with _client(context) as client:
-        _print(context, GLOBALS, _write(client, "PUT", f"{GLOBALS.path}/", GLOBALS, given), json)
+        _print(context, GLOBALS, _write(context, client, "PUT", f"{GLOBALS.path}/", GLOBALS, given), json)
 
 
 _globals.command("update")(_with_options(GLOBALS, _update_globals))

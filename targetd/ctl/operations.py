@@ -1,5 +1,6 @@
 """Commands beside the resources: users of the API, statistics, a live view, why logins fail."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -210,6 +211,31 @@ def _stats(context: Context, json: Json = False) -> None:
             for unit in statistics["units"]
         ),
     )
+
+
+WORK = "services/iscsi/work"
+
+
+@app.command("work")
+def _work(context: Context, json: Json = False) -> None:
+    """What takes its time just now: space being taken, SANITIZE, third-party copies. On a terminal it is
+    watched until all of it is done."""
+    with _client(context) as client:
+        if json or _settings(context).json:
+            output.as_json(client.all(WORK))
+        elif sys.stdout.isatty():
+            from targetd.ctl import progress
+
+            with contextlib.suppress(KeyboardInterrupt):
+                progress.watch(client)
+        else:
+            output.table(
+                ("work", "extent", "done", "of"),
+                (
+                    (one["kind"], one["extent"], output.size(one["done"]), output.size(one["total"]))
+                    for one in client.all(WORK)
+                ),
+            )
 
 
 class _Rates:

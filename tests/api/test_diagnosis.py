@@ -9,7 +9,7 @@ import pytest
 from aiohttp import ClientResponse
 
 from api.resources.events import MAX_READERS
-from targetd.interface import Event, Explanation, LoginFailure, VisibleLun
+from targetd.interface import Event, Explanation, LoginFailure, Statistics, VisibleLun, Work
 from tests.api.conftest import BASE, Api
 
 FAILURE = LoginFailure(
@@ -33,6 +33,15 @@ async def test_refused_logins_are_listed_with_their_reason(api: Api) -> None:
     answer = await api.get("loginfailure/?limit=2")
     assert answer.json == [asdict(FAILURE)] * 2
     assert answer.headers["Content-Range"] == "items 0-1/3"
+
+
+async def test_work_that_takes_its_time_is_listed(api: Api) -> None:
+    api.engine.counted = Statistics(work=(Work("sanitize", 3, "e", 1 << 20, 1 << 30),))
+    answer = await api.get("work/")
+    assert answer.json == [
+        {"kind": "sanitize", "extent_id": 3, "extent": "e", "done": 1 << 20, "total": 1 << 30}
+    ]
+    assert answer.headers["Content-Range"] == "items 0-0/1"
 
 
 async def test_a_question_reaches_the_engine_as_it_was_asked(api: Api) -> None:

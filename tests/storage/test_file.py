@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import storage.file
 from storage.base import Buffer, Run
 from storage.file import File
 from storage.mapping import CHUNK, PAGE, STORE_LIMIT
@@ -390,9 +391,20 @@ def test_allocate_takes_the_space_of_the_whole_extent(tmp_path: Path) -> None:
     path = tmp_path / "full"
     path.touch()
     extent = File(str(path), MIB)
-    extent.allocate()
+    told: list[int] = []
+    extent.allocate(told.append)
+    assert told == [MIB]
     assert extent.space().used >= MIB
     assert extent.read(0, MIB) == bytes(MIB)
+
+
+def test_allocation_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage.file, "ALLOCATE_PIECE", MIB)
+    path = tmp_path / "full"
+    path.touch()
+    told: list[int] = []
+    File(str(path), 5 * MIB // 2).allocate(told.append)
+    assert told == [MIB, 2 * MIB, 5 * MIB // 2]
 
 
 # -- copying --------------------------------------------------------------------------------------

@@ -1,11 +1,15 @@
 """``iscsi-targetctl`` beside the resources, against a real daemon: users, statistics, why logins fail."""
 
+import errno
 import json
+import os
+import pty
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import cdbs
 from tests.daemon import HOST, ROOT, Daemon
 from tests.initiator import LoginFailed, SocketInitiator
 from tests.interop.peers import Ran, run
@@ -29,10 +33,16 @@ def busy(shared_daemon: Daemon) -> Daemon:
     return shared_daemon
 
 
+def options(daemon: Daemon, user: str = "root", password: Path | None = None) -> list[str]:
+    return [
+        *("--url", f"http://{HOST}:{daemon.api_port}", "--user", user),
+        *("--password-file", str(password or daemon.state_dir / "api-password")),
+    ]
+
+
 def ctl(daemon: Daemon, *arguments: str, user: str = "root", password: Path | None = None) -> Ran:
     return run(
-        *(sys.executable, "-m", "targetd.ctl", "--url", f"http://{HOST}:{daemon.api_port}", "--user", user),
-        *("--password-file", str(password or daemon.state_dir / "api-password"), *arguments),
+        *(sys.executable, "-m", "targetd.ctl", *options(daemon, user, password), *arguments),
         environment={"PYTHONPATH": str(ROOT)},
     )
 
@@ -83,6 +93,59 @@ def test_the_live_view_names_units_and_sessions(busy: Daemon) -> None:
         client.logout()
     assert CLIENT in shown
     assert f"{busy.full_name('disk')}/0" in shown
+
+
+def on_a_terminal(daemon: Daemon, *arguments: str) -> str:
+    """The command with a pseudo-terminal before it; what that shows."""
+    shown = bytearray()
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ |= {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
+        os.execv(sys.executable, [sys.executable, "-m", "targetd.ctl", *options(daemon), *arguments])
+    try:
+        while data := os.read(terminal, 65536):
+            shown += data
+    except OSError as error:  # EIO: nobody has the other end any more (pty(7))
+        assert error.errno == errno.EIO
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, shown.decode()
+    return shown.decode()
+
+
+def test_work_that_takes_its_time_is_listed_and_watched(busy: Daemon) -> None:
+    """SBC-3 §5.24: with IMMED a SANITIZE is answered when it has begun."""
+    disk = busy.create_disk("wiped", "1MB")
+    with SocketInitiator((HOST, busy.portal_port)) as client:
+        client.login(disk.iqn, CLIENT)
+        client.command(bytes(6))
+        pattern = bytes((1, 0, 0, 4)) + b"wipe"
+        begun = client.command(cdbs.sanitize(1, len(pattern), immediate=True), pattern)
+        assert begun.good, begun
+        (one,) = json.loads(ctl(busy, "work", "--json").ok())
+        assert (one["kind"], one["extent"], one["total"]) == ("sanitize", "wiped", 1 << 20)
+        shown = on_a_terminal(busy, "work")
+        assert "sanitize wiped" in shown
+        assert "━" in shown
+        assert client.command(bytes(6)).good, "the bar ends with the work"
+        client.logout()
+    assert json.loads(ctl(busy, "work", "--json").ok()) == []
+
+
+def test_an_extent_is_allocated_on_a_terminal_and_cloned_where_blocks_are_shared(busy: Daemon) -> None:
+    path = busy.extent_root / "full.img"
+    shown = on_a_terminal(
+        busy, "extent", "create", "--name", "full", "--type", "File", "--path", str(path),
+        "--file-size", "4MB", "--allocate",
+    )  # fmt: skip
+    assert "full.img" in shown
+    assert path.stat().st_blocks * 512 >= 4 << 20
+    copy = busy.extent_root / "copy.img"
+    ran = ctl(busy, "extent", "clone", "full", "--name", "copy", "--path", str(copy))
+    if copy.exists():
+        ran.ok()
+    else:
+        ran.refused("--path", "not supported")
+    ctl(busy, "extent", "clone", "full", "--name", "copy", "--file-size", "1MB").refused("--file-size")
 
 
 def test_refused_logins_are_told_and_explained(busy: Daemon) -> None:
