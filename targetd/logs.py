@@ -25,7 +25,7 @@ REDACTED = re.compile(
     r"""(?ix)
     ( (?: chap_r | chap_c | [\w-]*secret | [\w-]*password | [\w-]*passwd ) ["']? \s* [=:] \s*
       | authorization ["']? \s* [=:] \s* ["']? (?: basic | bearer | token ) \s+ )
-    (?: "[^"]*" | '[^']*' | [^\s,;}\]"']+ )
+    (?: (["']) (?: \\. | (?!\2) [^\\] )* \2 | [^\s,;}\]"']+ )
     """
 )
 """``name=value`` and ``name: value`` of what must not be told, as text, JSON or repr."""
@@ -42,8 +42,8 @@ Logger = logging.Logger | logging.LoggerAdapter[Any]
 
 
 def redact(text: str) -> str:
-    """The text with the values of secrets masked."""
-    return REDACTED.sub(r"\1***", text)
+    """The text with the values of secrets masked; what was quoted stays so, and JSON stays JSON."""
+    return REDACTED.sub(lambda found: f"{found[1]}{found[2] or ''}***{found[2] or ''}", text)
 
 
 def clean(value: object) -> str:

@@ -8,6 +8,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,11 @@ from aiohttp.test_utils import TestServer
 
 from api.app import COLLECTIONS, make_app
 from api.auth import Account, Authenticator, hash_password
-from targetd.ctl import main
-from targetd.ctl.client import Client
+from targetd.ctl import main, progress
+from targetd.ctl.client import Client, CtlError
 from targetd.ctl.document import dumps, loads
 from targetd.ctl.resources import RESOURCES
-from targetd.interface import ConnectionStatus, SessionStatus
+from targetd.interface import ConnectionStatus, SessionStatus, Statistics, Work
 from tests.api.engine import MemoryEngine
 from tests.certificates import make_certificate
 
@@ -235,6 +236,59 @@ async def test_https_is_verified_against_the_authority_named(
     missing = await ctl("--url", url, "--ca-file", tmp_path / "none", "portal", "list")
     assert (missing.status, missing.out) == (2, "")
     await server.close()
+
+
+def working(done: int) -> Statistics:
+    return Statistics(work=(Work("sanitize", 3, "disk\x1b[1m", done, 1 << 30),))
+
+
+async def test_work_is_shown_until_it_is_done(
+    ctl: Ctl, url: str, engine: MemoryEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On no terminal once; on one, bars that end with the work."""
+    engine.counted = working(1 << 29)
+    assert "sanitize  disk\\x1b[1m  512.0 MiB  1.0 GiB" in (await good(ctl, "work")).out
+    assert (await good(ctl, "work", "--json")).json[0]["done"] == 1 << 29
+
+    looks = [working(1 << 28), working(1 << 29), Statistics()]
+
+    async def statistics() -> Statistics:
+        return looks.pop(0)
+
+    engine.statistics = statistics  # type: ignore[method-assign]
+    client = Client(url, "root", PASSWORD)
+    await asyncio.to_thread(progress.watch, client)
+    client.close()
+    shown = capsys.readouterr().err
+    assert "sanitize disk\\x1b[1m" in shown
+    assert "1.0/1.0 GiB" in shown
+    assert looks == []
+
+
+async def test_a_request_that_takes_its_time_has_a_bar_and_its_own_end(
+    url: str, engine: MemoryEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.counted = working(1 << 29)
+    looked = threading.Event()
+
+    async def statistics() -> Statistics:
+        looked.set()
+        return engine.counted
+
+    def work() -> str:
+        assert looked.wait(60)
+        return "made"
+
+    def failing() -> str:
+        raise CtlError("no room")
+
+    engine.statistics = statistics  # type: ignore[method-assign]
+    client = Client(url, "root", PASSWORD)
+    assert await asyncio.to_thread(progress.during, client, work) == "made"
+    assert "sanitize disk" in capsys.readouterr().err
+    with pytest.raises(CtlError, match="no room"):
+        await asyncio.to_thread(progress.during, client, failing)
+    client.close()
 
 
 async def test_a_connection_that_the_daemon_closed_meanwhile_is_opened_again(

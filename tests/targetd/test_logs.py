@@ -82,6 +82,14 @@ def test_secrets_that_slip_in_are_masked(
     assert "***" in stream.getvalue()
 
 
+def test_masked_json_is_json_still(logger: logging.Logger) -> None:
+    """Records of the audit are."""
+    stream = lines(logger, TextFormatter())
+    logger.info("%s", json.dumps({"password": 'S3C"RET', "secret": "***", "user": "u"}))
+    text = stream.getvalue()
+    assert json.loads(text[text.index("{") :]) == {"password": "***", "secret": "***", "user": "u"}
+
+
 def test_ordinary_words_stay(logger: logging.Logger) -> None:
     stream = lines(logger, TextFormatter())
     logger.info("the secret of user u is 6 characters long; authorization refused: no such user")
