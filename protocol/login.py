@@ -31,7 +31,7 @@ from protocol.negotiation import (
     Negotiator,
     SessionKeys,
 )
-from protocol.textkeys import TextError, build, encode_binary, parse, read_binary, read_number
+from protocol.textkeys import TextError, build, cut, encode_binary, parse, read_binary, read_number
 
 __all__ = ["LoginMachine", "LoginReply", "LoginResult"]
 
@@ -225,7 +225,7 @@ class LoginMachine:
         """Say ``data``, piece by piece if it is longer than one PDU (RFC 7143 §6.2, C bit). With the last
         piece the stage ends, if the request at hand asks for that (§11.13.3)."""
         stage = request.flags & 0x0C
-        piece, self._unsent = data[:MAX_LOGIN_DATA], data[MAX_LOGIN_DATA:]
+        piece, self._unsent = cut(data, MAX_LOGIN_DATA)
         reply = LoginReply(flags=stage, tsih=request.tsih, data=piece)
         if self._unsent:
             reply.flags |= _CONTINUE

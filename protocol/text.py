@@ -15,7 +15,7 @@ from protocol.enums import RESERVED_TAG, RejectReason
 from protocol.errors import ProtocolViolation
 from protocol.limits import MAX_TEXT
 from protocol.negotiation import KEYS, LOGIN_KEYS, OBSOLETE, RESPONSES, ConnectionKeys
-from protocol.textkeys import TextError, build, parse, read_number
+from protocol.textkeys import TextError, build, cut, parse, read_number
 
 if TYPE_CHECKING:
     from protocol.session import Session
@@ -100,7 +100,7 @@ class TextExchange:
         return reply
 
     def _reply(self, new_max_recv: int | None) -> TextReply:
-        piece, self._unsent = self._unsent[: self._limit], self._unsent[self._limit :]
+        piece, self._unsent = cut(self._unsent, self._limit)
         tag = self._tag
         if self._final and not self._unsent:
             self._reset()

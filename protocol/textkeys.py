@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from protocol.limits import MAX_KEY, MAX_LONG_VALUE, MAX_VALUE
 
-__all__ = ["TextError", "build", "encode_binary", "parse", "read_binary", "read_number"]
+__all__ = ["TextError", "build", "cut", "encode_binary", "parse", "read_binary", "read_number"]
 
 LONG_KEYS = frozenset(("CHAP_C", "CHAP_R", "CHAP_N", "SendTargets", "TargetAddress"))
 
@@ -58,6 +58,18 @@ def parse(data: bytes | bytearray | memoryview) -> list[tuple[str, str]]:
 def build(pairs: Iterable[tuple[str, str]]) -> bytes:
     """The data segment that says ``pairs``."""
     return b"".join(f"{key}={value}".encode() + b"\0" for key, value in pairs)
+
+
+def cut(text: bytes, limit: int) -> tuple[bytes, bytes]:
+    """What goes into one data segment of at most ``limit`` bytes, and the rest.
+
+    A pair may be cut anywhere (RFC 7143 §6.2), and is cut only where it is longer than a segment: readers
+    that look at one PDU alone then understand all of it.
+    """
+    end = limit
+    if len(text) > limit:
+        end = text.rfind(b"\0", 0, limit) + 1 or limit
+    return text[:end], text[end:]
 
 
 def read_number(text: str) -> int:

@@ -4,8 +4,13 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.daemon import Daemon
+
+# An example that takes long says that the machine is busy, and nothing of us.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 def _running(directory: Path) -> Iterator[Daemon]:

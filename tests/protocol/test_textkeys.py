@@ -6,10 +6,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.textkeys import TextError, build, encode_binary, parse, read_binary, read_number
+from protocol.textkeys import TextError, build, cut, encode_binary, parse, read_binary, read_number
 
 KEYS = st.from_regex(r"[A-Z][A-Za-z0-9.\-+@_]{0,62}", fullmatch=True)
 VALUES = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=60)
+
+
+@given(
+    st.lists(st.binary(max_size=30).map(lambda text: text.replace(b"\0", b"") + b"\0")), st.integers(1, 40)
+)
+def test_text_is_cut_between_pairs_where_it_can_be(pairs: list[bytes], limit: int) -> None:
+    """RFC 7143 §6.2: nothing is lost, no piece is too long, and only what is too long itself is divided."""
+    whole, rest, pieces = b"".join(pairs), b"".join(pairs), []
+    while rest:
+        piece, rest = cut(rest, limit)
+        assert 0 < len(piece) <= limit
+        pieces.append(piece)
+    assert b"".join(pieces) == whole
+    if all(len(pair) <= limit for pair in pairs):
+        assert all(piece.endswith(b"\0") for piece in pieces)
 
 
 @given(st.lists(st.tuples(KEYS, VALUES)))
