@@ -154,6 +154,29 @@ def test_a_broken_sequence_never_ends_good_and_writes_nothing(name: str) -> None
     assert peer.nop(b"still here")
 
 
+def test_an_initiator_that_would_have_any_order_is_held_to_the_one_negotiated() -> None:
+    """RFC 7143 §13.18, §13.19: the result is OR, and ours is Yes."""
+    target = filled()
+    peer = target.logged_in(keys={"DataPDUInOrder": "No", "DataSequenceInOrder": "No"})
+    assert (peer.keys["DataPDUInOrder"], peer.keys["DataSequenceInOrder"]) == ("Yes", "Yes")
+    peer.answer_r2ts = False
+    task = peer.send_command(cdbs.write10(0, 8), pattern(4096), immediate_data=0, unsolicited=0)
+    r2t = peer.wait_for_r2t(task)
+    for number, at in ((0, 2048), (1, 0)):
+        peer.send(
+            peer.initiator.data_out(
+                pattern(4096)[at : at + 2048],
+                tag=task.tag,
+                transfer_tag=r2t.target_transfer_tag,
+                data_sn=number,
+                offset=at,
+                final=number == 1,
+            )
+        )
+    assert peer.wait(task).additional_sense == INCORRECT_AMOUNT
+    assert content(target, 0, 4096) == OLD * 4096
+
+
 def test_without_the_final_bit_the_command_waits() -> None:
     """It is not GOOD, and an abort ends it."""
     target = filled()
@@ -428,6 +451,49 @@ def test_both_directions_at_once(
     assert received == OLD * min(room or 0, 512)
     assert header.flags == flags
     assert (header.residual, header.bidirectional_read_residual) == (write_residual, read_residual)
+
+
+LENGTHS = (0, 1, 3, 511, 512, 513, 1023, 1024, 1025, 4096, 5000, 8192, 70000)
+
+
+def counted(expected: int, length: int) -> tuple[int, int]:
+    """(o or u as bits 2 and 1, count) as RFC 7143 §11.4.5.1 has it."""
+    return (0x04 if length > expected else 0x02 if length < expected else 0), abs(expected - length)
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, 9, 16])
+def test_residuals_of_every_combination(blocks: int) -> None:
+    """RFC 7143 §11.4.5: what the initiator expects against what the CDB asks, in each direction and in both
+    at once, where the read has bits and a count of its own (§11.4.5.2)."""
+    length = blocks * BLOCK
+    target = filled()
+    peer = target.logged_in()
+    for expected in LENGTHS:
+        bits, count = counted(expected, length)
+        read = peer.command(cdbs.read10(0, blocks), read=expected)
+        assert read.status == ScsiStatus.GOOD
+        assert read.residuals == Residuals(*((count, 0) if bits == 0x02 else (0, count)))
+        assert read.data == OLD * min(expected, length)
+        data = bytes([expected % 250]) * expected
+        write = peer.command(cdbs.write10(64, blocks), data, expected=expected, write=True)
+        assert write.status == ScsiStatus.GOOD
+        assert write.residuals == read.residuals
+        moved = min(expected, length)
+        assert content(target, 64 * BLOCK, moved) == data[:moved]
+        for room in LENGTHS if expected <= 65536 else ():  # as much may come unasked
+            ahs = (5).to_bytes(2, "big") + b"\x02\0" + room.to_bytes(4, "big")
+            fields = {"read": True, "write": True, "expected": expected, "ahs": ahs}
+            for cdb, taken, sent in (
+                (cdbs.read10(0, blocks), 0, length),
+                (cdbs.write10(64, blocks), length, 0),
+            ):
+                received, header = raw(peer, cdb, data, **fields)
+                assert isinstance(header, bhs.ScsiResponse)
+                out_bits, out_count = counted(expected, taken)
+                in_bits, in_count = counted(room, sent)
+                assert (header.status, header.flags) == (0, 0x80 | out_bits | in_bits << 2)
+                assert (header.residual, header.bidirectional_read_residual) == (out_count, in_count)
+                assert received == OLD * min(room, sent)
 
 
 def test_a_cdb_longer_than_16_bytes_comes_whole() -> None:
