@@ -5,6 +5,7 @@ device, and what lies below the loop device at one moment is what a machine woul
 """
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -89,6 +90,21 @@ def test_a_write_survives_a_power_cut(tmp_path: Path, medium: tuple[Daemon, Disk
         assert not survives(tmp_path, disk)
         durably(initiator, how)
         assert survives(tmp_path, disk)
+
+
+@requires_loop_devices
+def test_a_clean_end_flushes_every_extent_and_says_how_long_it_took(
+    tmp_path: Path, medium: tuple[Daemon, Disk]
+) -> None:
+    """SIGTERM: what was answered, and no more than that, is on the disk when the daemon has gone."""
+    daemon, disk = medium
+    with log_in(daemon, disk.iqn) as initiator:
+        assert write(initiator, LBA, DATA).good
+        assert not survives(tmp_path, disk)
+    assert daemon.terminate() == 0
+    assert survives(tmp_path, disk)
+    assert re.search(r"1 extents flushed in \d+\.\d\d s", daemon.log)
+    daemon.start()
 
 
 def test_a_saved_wce_is_there_after_a_restart_and_told_to_the_others(daemon: Daemon) -> None:
