@@ -257,7 +257,8 @@ class Runtime:
             await off_loop(prepared.undo)
             raise
         retired = self._swap(old, new, changes, prepared)
-        doomed = [Path(old.extents[id].path) for id in discard_files if id not in new.extents]
+        gone = (old.extents[id] for id in discard_files if id not in new.extents)
+        doomed = [Path(extent.path) for extent in gone if extent.type == "File"]  # never a device's node
         await self._retired(retired, doomed)
 
     def announce_change(self, old: Configuration, new: Configuration) -> None:

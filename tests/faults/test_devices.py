@@ -245,6 +245,20 @@ def test_another_disk_under_the_same_name_is_noticed(
             link.unlink(missing_ok=True)
 
 
+def test_a_disk_that_is_deleted_with_its_file_has_none(shared_daemon: Daemon, node: str) -> None:
+    """``{"delete": true}`` is about files: the node of a device is not the extent's to delete."""
+    link = Path("/dev") / f"targetd-test-node-{os.getpid()}"
+    link.symlink_to(node)
+    try:
+        disk = disk_of(shared_daemon, str(link))
+        path = f"services/iscsi/extent/{disk.extent_id}/"
+        assert shared_daemon.api("DELETE", path, {"delete": True}).status == 204
+        assert link.is_block_device()
+        shared_daemon.delete("target", disk.target_id)
+    finally:
+        link.unlink(missing_ok=True)
+
+
 def test_a_mounted_disk_is_refused_with_where(shared_daemon: Daemon, tmp_path: Path) -> None:
     with file_system(tmp_path, ["mkfs.ext4", "-q", "-F"], 16 * MIB) as at:
         node = subprocess.run(
