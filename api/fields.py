@@ -198,7 +198,8 @@ EXTENT: Final = Declaration(
         Field(
             attribute="type",
             wire="iscsi_target_extent_type",
-            help_text="File, Disk (also called Device) or ZVOL (also called ZFS Volume).",
+            help_text="File, Disk (also called Device) or ZVOL (also called ZFS Volume). For tests and "
+            "benchmarks Memory and Null, which are volatile: what is written is gone when the daemon ends.",
             example="File",
         ),
         Field(

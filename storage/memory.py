@@ -1,14 +1,16 @@
 """Media without a medium, for tests and benchmarks. What is written is gone when the daemon is.
 
 ``Memory`` keeps pages of 4 KiB that have been written, so that a terabyte costs nothing until it is used
-and holes are true. ``Null`` takes everything, keeps nothing and reads as zeros: what is left of a
-benchmark on it is the cost of the target itself.
+and holes are true. Under a name it can be opened beside itself, with another size, as a file can: the pages
+are there until the last opening is closed. ``Null`` takes everything, keeps nothing and reads as zeros: what
+is left of a benchmark on it is the cost of the target itself.
 """
 
 import errno
 import os
 import threading
 from collections.abc import Iterator
+from weakref import WeakValueDictionary
 
 from storage.base import Backend, Buffer, Capabilities, Geometry, Run, Space
 from storage.transfer import ZEROS, copy_buffered, copy_by_runs, merged, overlaps
@@ -60,14 +62,34 @@ class _Volatile(Backend):
         self.geometry = Geometry(size_bytes=size_bytes, rotational=False)
 
 
+class _Pages(dict[int, bytearray]):
+    """The pages that have been written, by number."""
+
+    __slots__ = ("__weakref__", "lock")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        """Held to change pages: a request is taken as a whole or not at all by any other."""
+
+
+_named: "WeakValueDictionary[str, _Pages]" = WeakValueDictionary()
+_named_lock = threading.Lock()
+
+
 class Memory(_Volatile):
     """Pages in a dict; a page that is not there is a hole."""
 
-    def __init__(self, size_bytes: int, *, read_only: bool = False) -> None:
+    def __init__(self, size_bytes: int, *, name: str = "", read_only: bool = False) -> None:
         super().__init__(size_bytes, read_only=read_only)
-        self._pages: dict[int, bytearray] = {}
-        self._lock = threading.Lock()
-        """Held to change pages: a request is taken as a whole or not at all by any other."""
+        with _named_lock:
+            pages = _named.get(name) if name else None
+            if pages is None:
+                pages = _Pages()
+                if name:
+                    _named[name] = pages
+        self._pages = pages
+        self._lock = pages.lock
 
     def read(self, offset: int, length: int) -> Buffer:
         first, start = offset >> PAGE_SHIFT, offset & (PAGE - 1)
@@ -159,8 +181,8 @@ class Memory(_Volatile):
         return Space(used=used, available=os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
     def close(self) -> None:
-        with self._lock:
-            self._pages.clear()
+        self._pages = _Pages()
+        self._lock = self._pages.lock
 
 
 class Null(_Volatile):

@@ -96,7 +96,7 @@ _OPENERS: dict[ExtentKind, Callable[[ExtentSpec, Callable[[int], None]], Backend
     "file": _open_file,
     "device": lambda spec, _: Device(spec.path, spec.size_bytes, read_only=spec.read_only),
     "zvol": lambda spec, _: Zvol(spec.path, spec.size_bytes, read_only=spec.read_only),
-    "memory": lambda spec, _: Memory(_sized(spec), read_only=spec.read_only),
+    "memory": lambda spec, _: Memory(_sized(spec), name=spec.path, read_only=spec.read_only),
     "null": lambda spec, _: Null(_sized(spec), read_only=spec.read_only),
 }
 

@@ -30,7 +30,13 @@ KINDS: Mapping[ExtentType, ExtentKind] = {
     "Device": "device",
     "ZVOL": "zvol",
     "ZFS Volume": "zvol",
+    "Memory": "memory",
+    "Null": "null",
 }
+
+PRODUCT = "iSCSI Disk"
+VOLATILE_PRODUCTS: Mapping[ExtentType, str] = {"Memory": "VOLATILE MEMORY", "Null": "VOLATILE NULL"}
+"""PRODUCT IDENTIFICATION (SPC-4 §6.4.2) of what nobody shall take for a disk."""
 
 ROTATION: Mapping[str, int] = {"Unknown": 0, "SSD": 1}
 """``rpm`` → MEDIUM ROTATION RATE of VPD B1h; the other values are numbers (api-semantics §5.2)."""
@@ -79,6 +85,7 @@ def unit_config(
         serial=key.serial,
         naa=extent.naa,
         vendor="FreeBSD" if extent.legacy else "TARGETD",
+        product=VOLATILE_PRODUCTS.get(extent.type, PRODUCT),
         block_size=key.block_size,
         physical_block_exponent=0 if extent.physical_block_size_hidden else exponent,
         read_only=key.read_only,

@@ -21,6 +21,8 @@ from api.resources.collection import CollectionResource, Draft, wants_discard
 from api.routing import Operation, Router
 from targetd.model import (
     REQUIRED,
+    SIZED,
+    VOLATILE,
     Configuration,
     Extent,
     make_extent_serial,
@@ -54,6 +56,11 @@ def device_path(word: str, given: str) -> str:
     return f"/dev/{given}"
 
 
+def _place(word: str) -> str:
+    """Types with one answer may have one path."""
+    return word if word in SIZED else "device"
+
+
 class ExtentResource(CollectionResource):
     """Extents. Deleting one takes its LUNs along; its file stays unless ``{"delete": true}`` is sent."""
 
@@ -84,10 +91,10 @@ class ExtentResource(CollectionResource):
             word = stored.type if stored else "File"
             # the new place of what is shown as ZVOL may be no zvol
             word = "Disk" if word == "ZVOL" else word
-        if word == "File":
+        if word in SIZED:
             given = path
             if disk:
-                errors.setdefault(by_wire["disk"], ["A File extent has a path and no disk."])
+                errors.setdefault(by_wire["disk"], [f"A {word} extent has no disk."])
             required = "path"
         else:
             given = device_path(word, disk or path) if disk or path else ""
@@ -95,7 +102,10 @@ class ExtentResource(CollectionResource):
             if disk:
                 draft.renamed["path"] = "disk"
         # what is there stays, if it is of the same kind
-        kept = stored.path if stored and (stored.type == "File") == (word == "File") else ""
+        kept = stored.path if stored and _place(stored.type) == _place(word) else ""
+        if word in VOLATILE and not (given or kept):
+            given = f"/{word.lower()}/{secrets.token_hex(8)}"  # a name for what has no place
+            errors.pop(by_wire["path"], None)
         if word == "Disk" and (given or kept).startswith(ZVOLS):
             word = "ZVOL"
         values["type"] = word

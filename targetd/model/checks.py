@@ -25,6 +25,8 @@ from targetd.model.forms import parse_size, split_address, split_location
 from targetd.model.resources import (
     BLOCK_SIZES,
     GLOBALS,
+    SIZED,
+    VOLATILE,
     AuthCredential,
     Collection,
     Configuration,
@@ -68,6 +70,8 @@ def _of_extent(extent: Extent) -> Found:
         yield "path", "Enter an absolute path."
     elif extent.path.endswith("/"):
         yield "path", "You need to specify a filepath, not a directory."
+    elif extent.type in VOLATILE and not extent.path.startswith(f"/{extent.type.lower()}/"):
+        yield "path", f"A {extent.type} extent has no path; leave it out."
     if extent.allocate and extent.type != "File":
         yield "allocate", "A device has all its space already."
     try:
@@ -75,8 +79,10 @@ def _of_extent(extent: Extent) -> Found:
     except ValueError as error:
         yield "file_size", str(error)
         return
-    if extent.type != "File" and size:
+    if extent.type not in SIZED and size:
         yield "file_size", "The size of a device is its own; use 0."
+    elif extent.type in VOLATILE and not size:
+        yield "file_size", f"A {extent.type} extent has nothing that could tell its size."
     elif (text, size) != (extent.file_size, extent.size_bytes):
         yield "file_size", f"{extent.file_size} is not the normal form of {extent.size_bytes} bytes."
     elif extent.block_size in BLOCK_SIZES and size % extent.block_size:

@@ -14,6 +14,7 @@ from targetd.model.forms import parse_size, split_list
 from targetd.model.resources import (
     COLLECTIONS,
     MAX_LUN,
+    SIZED,
     AuthCredential,
     Collection,
     Configuration,
@@ -175,7 +176,7 @@ def normalise(obj: _R) -> _R:
     elif isinstance(obj, Extent):
         changes = {"naa": obj.naa.lower()}
         try:
-            text, size = ("0", 0) if obj.type != "File" else parse_size(obj.file_size)
+            text, size = ("0", 0) if obj.type not in SIZED else parse_size(obj.file_size)
             changes |= {"file_size": text, "size_bytes": size}
         except ValueError:
             pass

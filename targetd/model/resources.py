@@ -26,6 +26,8 @@ __all__ = [
     "MAX_LUN",
     "MAX_TAG",
     "RPMS",
+    "SIZED",
+    "VOLATILE",
     "AuthChoice",
     "AuthCredential",
     "ChapAlgorithm",
@@ -53,8 +55,13 @@ __all__ = [
 AuthChoice = Literal["None", "Auto", "CHAP", "CHAP Mutual"]
 ChapAlgorithm = Literal["MD5", "SHA1", "SHA256", "SHA3-256"]
 """As initiators spell them; from the weakest to the strongest."""
-ExtentType = Literal["File", "Disk", "Device", "ZVOL", "ZFS Volume"]
-"""As the client said it. Disk = Device; ZVOL = ZFS Volume."""
+ExtentType = Literal["File", "Disk", "Device", "ZVOL", "ZFS Volume", "Memory", "Null"]
+"""As the client said it. Disk = Device; ZVOL = ZFS Volume. Memory and Null are ours."""
+
+VOLATILE = frozenset(("Memory", "Null"))
+"""Types whose contents are gone when the daemon ends: for tests and benchmarks."""
+SIZED = VOLATILE | {"File"}
+"""Types that are as large as they are told to be."""
 
 Collection = Literal[
     "extents", "initiator_groups", "credentials", "portals", "targets", "target_groups", "lun_mappings"

@@ -32,6 +32,23 @@ def test_what_was_read_does_not_change_with_a_later_write() -> None:
         extent.write(0, b"a" * 8192)
 
 
+def test_memory_under_a_name_is_one_until_its_last_opening_is_closed() -> None:
+    """A changed extent is opened before the old one is closed, with another size."""
+    before = Memory(8192, name="one")
+    before.write(0, b"a" * 8192)
+    after, other = Memory(1 << 20, name="one"), Memory(8192, name="two")
+    before.close()
+    assert before.read(0, 8192) == bytes(8192)
+    assert after.read(0, 8192) == b"a" * 8192
+    assert other.read(0, 8192) == bytes(8192)
+    after.write(4096, b"b" * 4096)
+    again = Memory(8192, name="one")
+    assert again.read(4096, 4096) == b"b" * 4096
+    after.close(), again.close()
+    del before, after, again
+    assert Memory(8192, name="one").read(0, 8192) == bytes(8192)
+
+
 def test_null_reads_as_zeros_whatever_was_written() -> None:
     extent = Null(1 << 30)
     assert extent.write_nowait(0, b"x" * 4096)
