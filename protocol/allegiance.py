@@ -144,6 +144,9 @@ def _until(session: "Session", connection: "Connection") -> float:
 def _retain(session: "Session", connection: "Connection", *, logged_out: bool) -> None:
     recovery = connection.recovery
     assert recovery is not None
+    # As many wait as there may be connections: one that is cut again and again must not leave ever more.
+    while len(session.lost) > session.keys.max_connections:
+        terminate(session, next(iter(session.lost)))
     session.lost[connection] = Lost(connection.cid, recovery, _until(session, connection), logged_out)
     # What came before its turn was not acknowledged by ExpCmdSN: it comes again, on another connection.
     for cmd_sn, early in list(session.held.items()):

@@ -64,6 +64,7 @@ from protocol.limits import (
     MAX_LOGIN_DATA,
     MAX_TEXT_QUEUED,
     PING_PATIENCE,
+    PROBE_S,
     LoginLimits,
 )
 from protocol.login import LoginMachine, LoginReply, LoginResult
@@ -106,6 +107,7 @@ class Connection:
         "_next_tag",
         "_ping_sent_at",
         "_ping_tag",
+        "_probes",
         "_text",
         "_text_queued",
         "authorizer",
@@ -184,6 +186,8 @@ class Connection:
         self._next_tag = 0
         self._ping_tag = RESERVED_TAG
         self._ping_sent_at = 0.0
+        self._probes: dict[int, tuple[float, Callable[[], None]]] = {}
+        """Target Transfer Tag of a NOP-In → until when its answer is waited for, and who does."""
         self._logout_deadline = 0.0
         self.touches = False
         """Data-In is looked at or kept here, so it may not be a window on mapped memory."""
@@ -239,6 +243,7 @@ class Connection:
             self.closing_since = self.now
             self._enter(Phase.LOGGED_OUT)
             self.sessions.stirred.add(self)
+            self._conclude_probes(list(self._probes))
 
     def tick(self, now: float) -> None:
         """Time has passed: login limit, stalled peer, keepalive."""
@@ -261,9 +266,25 @@ class Connection:
             self._ping_tag = self.new_tag()
             self._ping_sent_at = now
             self._nop_in(RESERVED_TAG, self._ping_tag, _NO_LUN, b"")
+        if self._probes:
+            self._conclude_probes([tag for tag, (until, _) in self._probes.items() if now > until])
         if self.recovery is not None and not self.closing:
             self.writes.tick(now)
             self.sessions.stirred.add(self)
+
+    def probe(self, answered: Callable[[], None]) -> None:
+        """Call ``answered`` once the initiator has shown that it has got everything sent so far, or when it
+        has had long enough for that, or the connection is gone."""
+        if len(self._probes) >= MAX_IMMEDIATE_TASKS:
+            answered()
+            return
+        tag = self.new_tag()
+        self._probes[tag] = self.now + PROBE_S, answered
+        self._nop_in(RESERVED_TAG, tag, _NO_LUN, b"")
+
+    def _conclude_probes(self, tags: list[int]) -> None:
+        for tag in tags:
+            self._probes.pop(tag)[1]()
 
     # -- phases -------------------------------------------------------------------------------
 
@@ -677,6 +698,8 @@ class Connection:
             # An answer to our ping, or a sign of life that wants no answer (RFC 7143 §11.18).
             if request.target_transfer_tag == self._ping_tag:
                 self._ping_tag = RESERVED_TAG
+            elif request.target_transfer_tag in self._probes:
+                self._conclude_probes([request.target_transfer_tag])
             elif request.target_transfer_tag != RESERVED_TAG:
                 self.reject(RejectReason.INVALID_PDU_FIELD, view, at)
             return

@@ -34,6 +34,7 @@ __all__ = [
     "MAX_TSIH",
     "MAX_VALUE",
     "PING_PATIENCE",
+    "PROBE_S",
     "REMEMBERED_TAGS",
     "SEQUENCE_TIMEOUT_S",
     "LoginLimits",
@@ -120,6 +121,10 @@ MAX_FRUITLESS = 15
 PING_PATIENCE = 4
 """Ping intervals that a peer may take to answer. A host that is gone shows much sooner, as its kernel stops
 acknowledging (the owner sets TCP_USER_TIMEOUT); this is for an initiator that has other things to do."""
+
+PROBE_S = 5
+"""How long the answer to a multi-task abort waits for the other connections of the session to show that they
+have got what was sent before (RFC 7143 §4.2.3.3 d). One that is silent for longer is most likely dead."""
 
 MAX_DISCOVERY_SESSIONS = 256
 """They last as long as a SendTargets takes; who keeps them open, or opens them without end, must not take

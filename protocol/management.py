@@ -42,11 +42,40 @@ def execute(
         answer = function(session, target, request)
         if code == Function.QUERY_ASYNC_EVENT and answer == Response.FUNCTION_SUCCEEDED:
             additional = _pending_attention(session, target, request)
+    others = [
+        other for other in session.connections.values() if other is not connection and not other.closing
+    ]
+    if code in _MULTI_TASK and answer == Response.FUNCTION_COMPLETE and others:
+        _Conclusion(connection, request, others)
+        return
     connection.answer_task_management(request, answer, additional)
     if code == Function.TASK_REASSIGN and answer == Response.FUNCTION_COMPLETE:
         allegiance.resume(session, connection, request)
     if code == Function.TARGET_COLD_RESET and answer == Response.FUNCTION_COMPLETE:
         _drop_everybody(connection, target)
+
+
+class _Conclusion:
+    """The answer to a multi-task abort, which must come after every status sent before it, wherever that was
+    sent (RFC 7143 §4.2.3.3 d). On its own connection it does; the others are asked for a sign, and the last
+    one to give it sets the answer free. Step a of the same, waiting for Data-Out that is still due, is not
+    done: our Target Transfer Tags do not come again, and half of all initiators send no more (FastAbort)."""
+
+    def __init__(
+        self, connection: "Connection", request: TaskManagementRequest, others: "list[Connection]"
+    ) -> None:
+        self.connection = connection
+        self.request = request
+        self.waiting = len(others)
+        for other in others:
+            other.now = connection.now
+            other.probe(self._one_has_shown)
+
+    def _one_has_shown(self) -> None:
+        self.waiting -= 1
+        if not self.waiting and not self.connection.closing:
+            self.connection.answer_task_management(self.request, Response.FUNCTION_COMPLETE)
+            self.connection.sessions.stirred.add(self.connection)
 
 
 def _forget(session: "Session", unit: LogicalUnit | None, dropped: Sequence[object]) -> None:
@@ -183,6 +212,16 @@ _FUNCTIONS: dict[int, Callable[["Session", Target, TaskManagementRequest], Respo
     Function.I_T_NEXUS_RESET: _nexus_reset,
     Function.QUERY_ASYNC_EVENT: _query_async_event,
 }
+
+_MULTI_TASK = frozenset(
+    (
+        Function.ABORT_TASK_SET,
+        Function.CLEAR_TASK_SET,
+        Function.LOGICAL_UNIT_RESET,
+        Function.TARGET_WARM_RESET,
+    )
+)
+"""TARGET COLD RESET is one, too (RFC 7143 §4.2.3.3), but it closes every connection behind its answer."""
 
 _RFC7144 = frozenset(
     (Function.QUERY_TASK, Function.QUERY_TASK_SET, Function.I_T_NEXUS_RESET, Function.QUERY_ASYNC_EVENT)

@@ -21,7 +21,9 @@ from protocol import allegiance, serial
 from protocol.access import Grant, Refusal
 from protocol.enums import AsyncEvent, LoginStatus
 from protocol.limits import MAX_DISCOVERY_SESSIONS, MAX_TSIH
+from protocol.scsi.attention import condition
 from protocol.scsi.request import Nexus
+from protocol.scsi.sense import Sense
 
 if TYPE_CHECKING:
     from protocol.allegiance import Lost
@@ -313,6 +315,18 @@ class SessionTable:
             if self._last_tsih not in self._by_tsih:
                 return self._last_tsih
         return 0
+
+    def tell_luns_changed(self, target: "Target") -> None:
+        """Tell the sessions of a target that its LUNs are others (RFC 7143 §11.9.1, event 0), once each.
+
+        The unit attention of each unit stays: it is what the standards count on. But it waits for a next
+        command, and open-iscsi scans for new LUNs only when it is told by this.
+        """
+        sense = condition(Sense.REPORTED_LUNS_DATA_CHANGED).build()
+        for session in self.sessions.values():
+            alive = [connection for connection in session.connections.values() if not connection.closing]
+            if session.target is target and alive:
+                alive[0].asynchronous(AsyncEvent.SCSI_EVENT, data=len(sense).to_bytes(2, "big") + sense)
 
     def tick(self, now: float) -> None:
         """Time has passed: end what waited for lost connections for too long."""

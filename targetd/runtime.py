@@ -891,10 +891,13 @@ class Runtime:
                     extent = new.extents[mapping.extent_id]
                     units[mapping.lun] = self._extents[extent.id].unit(unit_key(extent, target, mapping))
             if scsi is not None:
+                changed = units != scsi.luns
                 for request in scsi.replace_luns(units):
                     forget_aborted(request)
                 if target is None:
                     gone.append(self._targets.pop(id))
+                elif changed:
+                    self.server.sessions.tell_luns_changed(scsi)
             elif target is not None:
                 name = full_name(new.globals, target)
                 self._targets[id] = ScsiTarget(name, units, lane=self._spare_lane, now=time.time)

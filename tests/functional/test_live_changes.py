@@ -2,6 +2,8 @@
 
 import pytest
 
+from protocol import bhs
+from protocol.enums import AsyncEvent
 from tests import cdbs
 from tests.daemon import HOST, Daemon, free_ports
 from tests.functional.sessions import attention, capacity, log_in, read, write
@@ -70,7 +72,9 @@ def test_luns_come_and_go_with_one_attention_each(shared_daemon: Daemon) -> None
         shared_daemon.delete("targettoextent", shown)
         assert attentions(initiator) == [LUNS_CHANGED]
         assert attention(initiator, 5) == NO_UNIT
-        assert not initiator.asyncs
+        # Each change is told unasked, too (RFC 7143 §11.9.1, event 0); nobody is asked to leave.
+        events = [pdu.expect(bhs.AsyncMessage).async_event for pdu in initiator.asyncs]
+        assert events == [AsyncEvent.SCSI_EVENT] * 3
 
 
 def test_a_medium_made_removable_can_be_ejected_until_it_is_not(shared_daemon: Daemon) -> None:

@@ -192,3 +192,26 @@ def test_reads_and_writes_at_a_level_of_their_own(shared_daemon: Daemon, level: 
     peer.logout()
     peer.close()
     assert on_disk(shared_daemon, f"plain{level}") == bytes(model.content)
+
+
+def test_sessions_are_told_of_luns_that_come_and_go(shared_daemon: Daemon) -> None:
+    """RFC 7143 §11.9.1, event 0: REPORTED LUNS DATA HAS CHANGED, which makes open-iscsi scan."""
+    made = shared_daemon.create_disk("grows", "1MB")
+    other = shared_daemon.create_disk("lends", "1MB")
+    peer = SocketInitiator((HOST, shared_daemon.portal_port), session=SessionState())
+    peer.login(made.iqn)
+    assert attention(peer) == (0x29, 0x00)
+    lent = shared_daemon.create(
+        "targettoextent", iscsi_target=made.target_id, iscsi_extent=other.extent_id, iscsi_lunid=1
+    )
+    shared_daemon.expect(202, "PUT", f"services/iscsi/target/{made.target_id}/", {"iscsi_target_alias": "a"})
+    shared_daemon.delete("targettoextent", lent["id"])
+    for _ in range(2):
+        event = peer.wait_for_async()
+        assert event.expect(bhs.AsyncMessage).async_event == AsyncEvent.SCSI_EVENT
+        assert event.data[14:16] == b"\x3f\x0e"
+    assert peer.nop(b"nothing else")
+    assert peer.asyncs == []
+    assert attention(peer) == (0x3F, 0x0E)
+    peer.logout()
+    peer.close()

@@ -12,6 +12,7 @@ from protocol.enums import AsyncEvent, LogoutReason, RejectReason, ScsiStatus
 from protocol.enums import LogoutResponse as LogoutAnswer
 from protocol.enums import TaskManagementFunction as Function
 from protocol.enums import TaskManagementResponse as Response
+from protocol.limits import MAX_IMMEDIATE_TASKS, PROBE_S
 from tests import cdbs
 from tests.initiator import LoginFailed, MemoryPeer, SessionState, Task
 from tests.initiator_recovery import reassign
@@ -525,6 +526,18 @@ def test_what_is_kept_of_lost_tasks_is_bounded(monkeypatch: pytest.MonkeyPatch) 
     assert pair.session.max_cmd_sn - pair.session.exp_cmd_sn + 1 == 8
 
 
+def test_no_more_connections_wait_than_there_may_be(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may keep MAX_KEPT: who cuts and comes again without end is not kept without end."""
+    pair.hold(monkeypatch)
+    for cid in range(2, 12):
+        peer = pair.two if cid == 2 else pair.join(cid)
+        peer.send_command(cdbs.read10(0, 1), read=512)
+        pair.cut(peer)
+    assert len(pair.session.lost) <= 3
+    assert len(pair.session.tasks) <= 3
+    assert pair.one.logout(RECOVERY, cid=11).response == LogoutAnswer.CLOSED
+
+
 def test_data_of_an_answer_that_is_kept_no_more_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 7143 §11.6.1, response 1: the initiator has to fail the command, and knows it."""
     monkeypatch.setattr("protocol.recovery.MAX_KEPT", 8192)
@@ -564,6 +577,62 @@ def test_a_task_is_aborted_from_another_connection(level: int, monkeypatch: pyte
     pair.release()
     assert pair.two.pending() == []
     assert not pair.session.tasks
+
+
+MULTI_TASK = [
+    Function.ABORT_TASK_SET,
+    Function.CLEAR_TASK_SET,
+    Function.LOGICAL_UNIT_RESET,
+    Function.TARGET_WARM_RESET,
+]
+
+
+@pytest.mark.parametrize("function", MULTI_TASK)
+@pytest.mark.parametrize("level", [0, 2])
+def test_a_multi_task_abort_is_answered_when_the_other_connections_have_all(
+    level: int, function: int
+) -> None:
+    """RFC 7143 §4.2.3.3 d: every status sent before it is acknowledged first, for which a NOP-In asks."""
+    pair = Pair(level)
+    before = pair.two.send_command(cdbs.read10(0, 1), read=512)
+    request = pair.one.initiator.task_management(function, initiator_task_tag=0x55)
+    pair.one.send(request)
+    assert pair.one.pending() == []
+    assert pair.two.wait(before).good
+    ping = pair.two.wait_for_ping().expect(bhs.NopIn)  # and it is answered
+    assert ping.stat_sn == pair.two.initiator.exp_stat_sn
+    assert connection_of(pair.one) in pair.target.sessions.stirred
+    (answer,) = pair.one.pending()
+    assert answer.expect(bhs.TaskManagementResponse).response == Response.FUNCTION_COMPLETE
+    assert answer.initiator_task_tag == 0x55
+
+
+@pytest.mark.parametrize("gone", ["silent", "cut", "closed"])
+def test_a_multi_task_abort_does_not_wait_for_a_dead_connection(gone: str) -> None:
+    """RFC 7143 §4.2.3.3: bounded, as the initiator aborts because something is stuck already."""
+    pair = Pair(2)
+    pair.two.answer_pings = False
+    pair.one.send(pair.one.initiator.task_management(Function.LOGICAL_UNIT_RESET))
+    assert pair.one.pending() == []
+    if gone == "silent":
+        pair.target.pass_time(PROBE_S)
+        assert pair.one.pending() == []
+        pair.target.pass_time(1)
+    elif gone == "cut":
+        pair.cut(pair.two)
+    else:
+        connection_of(pair.two).close("as we wish")
+    answers = [pdu for pdu in pair.one.pending() if isinstance(pdu.header, bhs.TaskManagementResponse)]
+    assert len(answers) == 1
+    assert not connection_of(pair.two)._probes
+
+
+def test_aborts_without_end_do_not_pile_up() -> None:
+    """Each costs a NOP-In on the other connection: as many as immediate tasks, then they wait no more."""
+    pair = Pair(0)
+    pair.one.send(pair.one.initiator.task_management(Function.ABORT_TASK_SET) * 500)
+    assert len(connection_of(pair.two)._probes) == MAX_IMMEDIATE_TASKS
+    assert len(pair.one.pending()) == 500 - MAX_IMMEDIATE_TASKS
 
 
 def test_an_abort_reaches_tasks_of_a_lost_connection(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -536,3 +536,28 @@ def test_a_long_random_conversation_of_one_that_behaves() -> None:
             case _:
                 assert peer.nop(dice.randbytes(dice.randrange(20)))
     assert bytes(target.backends[0].read(0, 65536)) == model
+
+
+# -- what the target says unasked --------------------------------------------------------------------
+
+
+def test_a_change_of_the_luns_is_told_once_a_session() -> None:
+    """RFC 7143 §11.9.1, event 0, with the sense data of the unit attention, which stays (SPC-4 §6.33)."""
+    target = MemoryTarget(luns=2, max_connections=2)
+    one = target.logged_in(keys={"MaxConnections": "2"})
+    two = target.connect(session=one.session)
+    two.initiator.cid = 2
+    two.login(TARGET)
+    discovery = target.connect()
+    discovery.login(None)
+    target.target.replace_luns({0: target.units[0]})
+    target.sessions.tell_luns_changed(target.target)
+    event = one.wait_for_async()
+    header = event.expect(bhs.AsyncMessage)
+    assert (header.async_event, header.lun) == (AsyncEvent.SCSI_EVENT, bytes(8))
+    length = int.from_bytes(event.data[:2], "big")
+    sense = event.data[2:]
+    assert (len(sense), sense[0], sense[2], sense[12:14]) == (length, 0x70, 0x06, b"\x3f\x0e")
+    assert two.pending() == []
+    assert discovery.pending() == []
+    assert one.command(bytes(6)).additional_sense == (0x3F, 0x0E)
