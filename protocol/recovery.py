@@ -16,8 +16,12 @@ beyond it the oldest data, then the oldest answers are forgotten, and a SNACK fo
 sent, or was acknowledged, is a "protocol error".
 
 Data-In that is kept is not copied: it comes from buffers that nobody writes to (``Request.touched``).
+
+Nothing here takes longer the more is kept, but for what sends it: hence the ``OrderedDict``, whose first
+entry is found at once however many went before it.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING
@@ -49,19 +53,21 @@ _TAG_AT, _STAT_SN_AT, _EXP_STAT_SN_AT, _WINDOW_AT, _WINDOW_END, _SN_AT = 16, 24,
 class Sent:
     """The Data-In and R2T of one command, as far as they may be asked for again."""
 
-    __slots__ = ("acknowledged", "forgotten", "lun", "next_sn", "pdus", "stat_sn", "tag")
+    __slots__ = ("acknowledged", "asks", "forgotten", "lun", "next_sn", "pdus", "stat_sn", "tag")
 
     def __init__(self, tag: int, lun: bytes) -> None:
         self.tag = tag
         """InitiatorTaskTag."""
         self.lun = lun
-        self.pdus: dict[int, tuple[bytes, Buffer]] = {}
+        self.pdus: OrderedDict[int, tuple[bytes, Buffer]] = OrderedDict()
         """DataSN or R2TSN → header and data, in order."""
         self.next_sn = 0
         self.acknowledged = 0
         """Data acknowledgement reference number: the first DataSN not acknowledged (RFC 7143 §11.5.6)."""
         self.forgotten = 0
         """What is not in ``pdus`` below this number was forgotten for want of room."""
+        self.asks: list[int] = []
+        """Target Transfer Tags of those that asked to be acknowledged."""
         self.stat_sn: int | None = None
         """Of its status, once that is sent."""
 
@@ -70,26 +76,23 @@ class Recovery:
     """What one connection keeps."""
 
     __slots__ = (
-        "acknowledged",
-        "answers",
-        "connection",
-        "resent",
-        "sent",
-        "session",
-        "size",
-        "tags",
-        "waiting",
-    )
+        "acknowledged", "answers", "connection", "full", "resent", "responses", "sent", "session", "size",
+        "tags", "waiting",
+    )  # fmt: skip
 
     def __init__(self, connection: "Connection", session: "Session") -> None:
         self.connection = connection
         self.session = session
         self.acknowledged = connection.stat_sn
         """ExpStatSN: the first StatSN that the initiator has not got."""
-        self.answers: dict[int, tuple[bytes, Buffer]] = {}
+        self.answers: OrderedDict[int, tuple[bytes, Buffer]] = OrderedDict()
         """StatSN → header and data, in order."""
+        self.responses: dict[int, int] = {}
+        """InitiatorTaskTag → StatSN of its SCSI Response, the last one where a tag was used again."""
         self.sent: dict[int, Sent] = {}
         """InitiatorTaskTag → what was sent for it."""
+        self.full: OrderedDict[int, Sent] = OrderedDict()
+        """Those of ``sent`` that hold any PDU, the oldest first."""
         self.tags: dict[int, Sent] = {}
         """Target Transfer Tag of Data-In with the A bit → its command."""
         self.waiting: dict[int, Outcome] = {}
@@ -105,7 +108,9 @@ class Recovery:
         """A PDU with a StatSN of its own goes out."""
         stat_sn = _NUMBER(header, _STAT_SN_AT)[0]
         if header[0] == Opcode.SCSI_RESPONSE:
-            sent = self.sent.get(_NUMBER(header, _TAG_AT)[0])
+            tag = _NUMBER(header, _TAG_AT)[0]
+            self.responses[tag] = stat_sn
+            sent = self.sent.get(tag)
             if sent is not None and sent.stat_sn not in (None, stat_sn):
                 self.drop(sent.tag)  # an earlier command that had the same tag
             elif sent is not None:
@@ -116,9 +121,8 @@ class Recovery:
     def keep_r2t(self, task: "Task", header: bytes) -> None:
         """An R2T goes out."""
         sent = self._sent_for(task)
-        sent.pdus[_NUMBER(header, _SN_AT)[0]] = header, b""
         sent.next_sn = task.data_sn
-        self._grow(0)
+        self._keep(sent, _NUMBER(header, _SN_AT)[0], header, b"")
 
     def drop_r2t(self, task: "Task", r2t_sn: int) -> None:
         """All that an R2T asked for is here."""
@@ -133,7 +137,7 @@ class Recovery:
         if sent is not None:
             for number in list(sent.pdus):
                 self._forget(sent, number)
-            for ask in [ask for ask, of in self.tags.items() if of is sent]:
+            for ask in sent.asks:
                 del self.tags[ask]
 
     def _sent_for(self, task: "Task") -> Sent:
@@ -145,19 +149,26 @@ class Recovery:
             sent = self.sent[task.initiator_task_tag] = Sent(task.initiator_task_tag, task.lun)
         return sent
 
+    def _keep(self, sent: Sent, number: int, header: bytes, data: Buffer) -> None:
+        sent.pdus[number] = header, data
+        self.full[sent.tag] = sent
+        self._grow(len(data))
+
     def _forget(self, sent: Sent, number: int) -> None:
         pdu = sent.pdus.pop(number, None)
         if pdu is not None:
             self.size -= KEPT_COST + len(pdu[1])
+            if not sent.pdus:
+                del self.full[sent.tag]
 
     def _grow(self, size: int) -> None:
         self.size += KEPT_COST + size
-        while self.size > MAX_KEPT:
-            full = next((sent for sent in self.sent.values() if sent.pdus), None)
-            if full is not None:
-                oldest = next(iter(full.pdus))
-                self._forget(full, oldest)
-                full.forgotten = oldest + 1
+        while self.size > MAX_KEPT and (self.full or self.answers):
+            if self.full:
+                sent = next(iter(self.full.values()))
+                oldest = next(iter(sent.pdus))
+                self._forget(sent, oldest)
+                sent.forgotten = oldest + 1
             else:
                 self._free(next(iter(self.answers)))
 
@@ -166,6 +177,8 @@ class Recovery:
         self.size -= KEPT_COST + len(data)
         if header[0] == Opcode.SCSI_RESPONSE:
             tag = _NUMBER(header, _TAG_AT)[0]
+            if self.responses.get(tag) == stat_sn:
+                del self.responses[tag]
             sent = self.sent.get(tag)
             if sent is not None and sent.stat_sn == stat_sn:
                 self.drop(tag)
@@ -189,15 +202,13 @@ class Recovery:
         if not news:
             return
         self.acknowledged = exp_stat_sn
-        for stat_sn in list(self.answers):
-            if not serial.lt(stat_sn, exp_stat_sn):
-                break
-            self._free(stat_sn)
+        while self.answers and serial.lt(next(iter(self.answers)), exp_stat_sn):
+            self._free(next(iter(self.answers)))
 
     def _acknowledge_data(self, sent: Sent, number: int) -> None:
         sent.acknowledged = number
-        for sn in [sn for sn in sent.pdus if sn < number]:
-            self._forget(sent, sn)
+        while sent.pdus and (oldest := next(iter(sent.pdus))) < number:
+            self._forget(sent, oldest)
 
     # -- sending ------------------------------------------------------------------------------
 
@@ -226,13 +237,13 @@ class Recovery:
                     flags |= _ACKNOWLEDGE
                     tag, lun = connection.new_tag(), sent.lun
                     self.tags[tag] = sent
+                    sent.asks.append(tag)
             header = _DATA_IN(
                 Opcode.SCSI_DATA_IN, flags, 0, length, lun, sent.tag, tag, 0, session.exp_cmd_sn,
                 session.max_cmd_sn, sent.next_sn, offset + at - length, 0,
             )  # fmt: skip
-            sent.pdus[sent.next_sn] = header, piece
             sent.next_sn += 1
-            self._grow(length)
+            self._keep(sent, sent.next_sn - 1, header, piece)
             connection.send(header, piece)
 
     def _again(self, header: bytes, data: Buffer) -> None:
@@ -265,10 +276,8 @@ class Recovery:
 
     def response_of(self, tag: int) -> tuple[bytes, Buffer] | None:
         """The SCSI Response of a command that is not acknowledged; the last one that had this tag."""
-        for header, data in reversed(self.answers.values()):
-            if header[0] == Opcode.SCSI_RESPONSE and _NUMBER(header, _TAG_AT)[0] == tag:
-                return header, data
-        return None
+        stat_sn = self.responses.get(tag)
+        return self.answers[stat_sn] if stat_sn is not None else None
 
     def forget_answer(self, stat_sn: int) -> None:
         """Another connection has taken it over."""
@@ -313,11 +322,15 @@ class Recovery:
             end = self.connection.stat_sn
         if serial.lt(begin, self.acknowledged) or serial.lt(self.connection.stat_sn, end):
             return RejectReason.PROTOCOL_ERROR  # acknowledged, or never sent
-        wanted = [sn for sn in self.answers if serial.le(begin, sn) and serial.lt(sn, end)]
-        if len(wanted) != (end - begin) & serial.MASK:
+        count = (end - begin) & serial.MASK
+        if count > len(self.answers):
             return RejectReason.SNACK_REJECT
-        for stat_sn in wanted:
-            self._again(*self.answers[stat_sn])
+        wanted = [self.answers.get(serial.add(begin, n)) for n in range(count)]
+        answers = [answer for answer in wanted if answer is not None]
+        if len(answers) < count:
+            return RejectReason.SNACK_REJECT
+        for header, data in answers:
+            self._again(header, data)
         return None
 
     def _data_snack(self, request: SnackRequest) -> RejectReason | None:
@@ -332,9 +345,9 @@ class Recovery:
             begin, end = begin or sent.acknowledged, sent.next_sn
         if begin < sent.acknowledged or end > sent.next_sn:
             return RejectReason.PROTOCOL_ERROR
-        pdus = [sent.pdus[sn] for sn in sent.pdus if begin <= sn < end]
-        if len(pdus) < end - begin and begin < sent.forgotten:
+        if begin < sent.forgotten and begin not in sent.pdus:
             return RejectReason.SNACK_REJECT
+        pdus = [sent.pdus[sn] for sn in range(begin, end) if sn in sent.pdus]
         if request.run_length and len(pdus) < request.run_length:
             return RejectReason.PROTOCOL_ERROR  # an R2T whose data has come: that acknowledged it
         if any(len(data) > self.connection.send_limit for _, data in pdus):

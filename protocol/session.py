@@ -291,21 +291,21 @@ class SessionTable:
                 LoginStatus.AUTHORIZATION_FAILURE,
                 f"the session belongs to CHAP user {existing.user!r}, not {login.user!r}",
             )
-        keys = existing.keys
         old = existing.connections.get(login.cid)
-        # Connection reinstatement: an implicit logout of the old one (RFC 7143 §6.3.4). Level 2 needs room
-        # for one connection that takes over from another whose end it was not told yet.
-        if keys.error_recovery_level == 2 and allegiance.remove_for_recovery(existing, login.cid):
-            pass
-        elif old is not None:
-            del existing.connections[login.cid]
-            allegiance.terminate(existing, old)
-            old.close("connection reinstatement")
-        elif len(existing.connections) >= keys.max_connections + (keys.error_recovery_level == 2):
+        # Level 2 needs room for one connection that takes over from another whose end it was not told yet.
+        recovers = existing.keys.error_recovery_level == 2
+        if old is None and len(existing.connections) >= existing.keys.max_connections + recovers:
             return Refusal(
                 LoginStatus.TOO_MANY_CONNECTIONS,
                 f"the session has its MaxConnections={existing.keys.max_connections} already",
             )
+        # Connection reinstatement: an implicit logout of the old one (RFC 7143 §6.3.4).
+        if recovers:
+            allegiance.remove_for_recovery(existing, login.cid)
+        elif old is not None:
+            del existing.connections[login.cid]
+            allegiance.terminate(existing, old)
+            old.close("connection reinstatement")
         existing.connections[login.cid] = connection
         return existing
 

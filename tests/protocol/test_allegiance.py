@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from protocol import bhs
-from protocol.enums import AsyncEvent, LogoutReason, RejectReason, ScsiStatus
+from protocol.enums import AsyncEvent, LoginStatus, LogoutReason, RejectReason, ScsiStatus
 from protocol.enums import LogoutResponse as LogoutAnswer
 from protocol.enums import TaskManagementFunction as Function
 from protocol.enums import TaskManagementResponse as Response
@@ -274,6 +274,16 @@ def test_level_2_has_room_for_the_connection_that_takes_over() -> None:
     pair.join(3)
     with pytest.raises(LoginFailed):
         pair.join(4)
+
+
+def test_connections_that_come_back_count_like_others(pair: Pair) -> None:
+    """RFC 7143 §13.2: a CID that is waited for is no way round MaxConnections."""
+    pair.cut(pair.two)
+    pair.join(3)
+    pair.join(4)
+    with pytest.raises(LoginFailed) as failed:
+        pair.join(2)
+    assert failed.value.status == LoginStatus.TOO_MANY_CONNECTIONS
 
 
 # -- TASK REASSIGN ----------------------------------------------------------------------------------
