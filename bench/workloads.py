@@ -126,6 +126,8 @@ class Aim:
             if middle is None:
                 return None
             values.append(getattr(middle, figure))
+        if math.isnan(sum(values)):
+            return None  # the client does not tell it
         return float(values[0] / values[1]) if values[1] else None
 
     def met(self, ratio: float) -> bool:
