@@ -1,8 +1,6 @@
 """Many writers, many objects (design.md §1, §5; api-semantics §10)."""
 
 import asyncio
-import json
-import time
 from dataclasses import replace
 
 from targetd.model import (
@@ -92,31 +90,13 @@ async def test_a_hundred_get_different_luns_of_one_target(api: Api) -> None:
     assert sorted(answer.json["iscsi_lunid"] for answer in answers) == list(range(100))
 
 
-async def test_a_thousand_targets_list_and_grow_quickly(api: Api) -> None:
-    """design.md §5 wants a list under 100 ms and a create under 10 ms, of which this layer has a part.
-
-    Bounds are wide, for machines that do something else at the same time; the best of several counts.
-    """
+async def test_a_thousand_targets_are_listed_whole_and_grow(api: Api) -> None:
+    """How fast is measured by ``bench/many.py``."""
     api.engine.configuration = many(1000, 4)
-    await api.get("target/1/")  # the login
-
-    async def best(rounds: int, path: str, bodies: list[str | None]) -> float:
-        times = []
-        for number in range(rounds):
-            begun = time.perf_counter()
-            answer = await api.request("POST" if bodies[number] else "GET", path, data=bodies[number])
-            times.append(time.perf_counter() - begun)
-            assert answer.status in (200, 201), answer.raw
-        return min(times)
-
-    listed = await best(5, "target/?limit=0", [None] * 5)
-    mapped = await best(3, "targettoextent/?limit=0", [None] * 3)
-    names = [json.dumps({"iscsi_target_name": f"new{n}", "iscsi_target_portalgroup": 1}) for n in range(20)]
-    created = await best(20, "target/", names)
-    luns = [json.dumps({"iscsi_target": 1, "iscsi_extent": number}) for number in range(100, 120)]
-    joined = await best(20, "targettoextent/", luns)
-    times = {"list": listed, "LUNs": mapped, "POST target": created, "POST LUN": joined}
-    print(", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in times.items()))
-    assert listed < 0.1
-    assert created < 0.02
-    assert joined < 0.02
+    for path, count in (("target", 1000), ("extent", 4000), ("targettoextent", 4000), ("targetgroup", 1000)):
+        answer = await api.get(f"{path}/?limit=0")
+        assert len({shown["id"] for shown in answer.json}) == count
+        assert answer.headers["Content-Range"] == f"items 0-{count - 1}/{count}"
+    target = await api.made("target/", iscsi_target_name="one-more", iscsi_target_portalgroup=1)
+    mapping = await api.made("targettoextent/", iscsi_target=target["id"], iscsi_extent=4000)
+    assert (target["id"], mapping["id"], mapping["iscsi_lunid"]) == (1001, 4001, 0)
