@@ -1,6 +1,7 @@
 """libiscsi's command line tools against the real daemon: discovery, INQUIRY, capacity, CHAP, access rules."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -147,7 +148,7 @@ def chap_disks(shared_daemon: Daemon) -> dict[str, Disk]:
 
 
 CHAP_CASES = [
-    # method, user, secret, what the target must answer (user, secret), None = in, else what is said
+    # method, user, secret, what the target must answer (user, secret), None = in, else what the tool says
     ("CHAP", USER, SECRET, None, None),
     ("CHAP", USER, SECRET, (PEER_USER, PEER_SECRET), None),
     ("CHAP", USER, "wrong-secret-00", None, AUTHENTICATION_FAILURE),
@@ -164,6 +165,15 @@ CHAP_CASES = [
 ]
 
 
+CHAP_WORDS: dict[Callable[[str, str, str], bool], str] = {
+    lambda method, user, secret: not user: "the initiator went on without CHAP",
+    lambda method, user, secret: user != USER: "CHAP user 'nobody' is unknown in this group",
+    lambda method, user, secret: secret != SECRET: "CHAP user 'alice' gave a wrong secret",
+    lambda method, user, secret: method == "CHAP Mutual": "the initiator did not challenge us",
+}
+"""Of method, user and secret → what the operator reads; the first that is so."""
+
+
 @pytest.mark.parametrize(("method", "user", "secret", "peer", "refusal"), CHAP_CASES)
 def test_chap_lets_in_whom_it_should(
     shared_daemon: Daemon,
@@ -174,7 +184,7 @@ def test_chap_lets_in_whom_it_should(
     peer: tuple[str, str] | None,
     refusal: str | None,
 ) -> None:
-    """RFC 7143 §12.1.3 and api-semantics §7.3; a refusal is logged, a secret never."""
+    """RFC 7143 §12.1.3 and api-semantics §7.3; a refusal is logged in words, a secret never."""
     environment = {}
     if peer is not None:
         environment["LIBISCSI_CHAP_TARGET_USERNAME"] = peer[0]
@@ -187,7 +197,8 @@ def test_chap_lets_in_whom_it_should(
     else:
         ran.refused(refusal)
     if refusal == AUTHENTICATION_FAILURE:
-        shared_daemon.wait_for_line(ALICE, since=before)
+        words = next(words for reason, words in CHAP_WORDS.items() if reason(method, user, secret))
+        shared_daemon.wait_for_line(ALICE, chap_disks[method].iqn, "refused (0201h)", words, since=before)
     for hidden in (SECRET, PEER_SECRET, "wrong-secret-00"):
         assert hidden not in shared_daemon.log
 
