@@ -236,6 +236,12 @@ class Connection:
         if session is not None and session.connections.get(self.cid) is self:
             allegiance.lose(self.sessions, session, self, reason)
 
+    def unfinished_login(self) -> tuple[str, str, str]:
+        """Initiator, target, and how far its login had come, where the connection ended within it. Some
+        initiators do not say why they leave, as with a mutual CHAP that does not convince them."""
+        machine = self._login
+        return (machine.initiator_name, machine.target_name, machine.so_far) if machine else ("", "", "")
+
     def close(self, reason: str) -> None:
         """Say nothing more than what is queued, then close."""
         if not self.closing:

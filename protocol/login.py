@@ -102,6 +102,10 @@ class _Proof(Enum):
     ALGORITHM = "CHAP chosen, CHAP_A awaited"
     CHALLENGED = "challenge sent, CHAP_N and CHAP_R awaited"
     DONE = "CHAP succeeded"
+    MUTUAL = "CHAP succeeded, and we answered its challenge with the peer secret"
+
+
+_PROVEN = (_Proof.DONE, _Proof.MUTUAL)
 
 
 @dataclass(slots=True)
@@ -151,6 +155,11 @@ class LoginMachine:
         self._bytes = 0
 
     # -- one request, one reply ---------------------------------------------------------------
+
+    @property
+    def so_far(self) -> str:
+        """How far authentication has come, in words for the operator."""
+        return self._proof.value
 
     def receive(self, request: LoginRequest, data: bytes | memoryview) -> LoginReply:
         """Take one Login Request. A reply with a status that is no success ends the connection."""
@@ -266,7 +275,7 @@ class LoginMachine:
             return Refusal(
                 LoginStatus.TARGET_REMOVED, "removed during the login, and another made in its place"
             )
-        if self._proof is not _Proof.DONE and not answer.methods & AuthMethod.NONE:
+        if self._proof not in _PROVEN and not answer.methods & AuthMethod.NONE:
             return Refusal(LoginStatus.AUTHENTICATION_FAILURE, "CHAP was made a must during the login")
         return None
 
@@ -371,14 +380,14 @@ class LoginMachine:
             return not self._negotiator.waiting
         if self._proof is _Proof.OPEN:
             self._demand_proof()
-        return self._proof in (_Proof.OPEN, _Proof.NONE, _Proof.DONE)
+        return self._proof in (_Proof.OPEN, _Proof.NONE, *_PROVEN)
 
     # -- authentication (RFC 7143 §12.1) ------------------------------------------------------
 
     def _demand_proof(self) -> None:
         """The peer wants to go on: it must have proven itself, unless it need not."""
         assert self._grant is not None
-        if self._proof in (_Proof.DONE, _Proof.NONE):
+        if self._proof in (*_PROVEN, _Proof.NONE):
             return
         if self._proof is _Proof.OPEN and self._grant.methods & AuthMethod.NONE:
             return
@@ -455,7 +464,7 @@ class LoginMachine:
         if not right:
             raise _unproven(f"CHAP user {name[:60]!a} gave a wrong secret")
         proof = self._prove_ourselves(known, keys)
-        self._proof = _Proof.DONE
+        self._proof = _Proof.MUTUAL if proof else _Proof.DONE
         self._user = name
         return proof
 

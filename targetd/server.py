@@ -490,7 +490,12 @@ class Server:
         if session is None:
             log.debug("%s: closed before login: %s", channel, reason)
             if channel.connection.closing and not channel.failed:
-                channel.fail("", "", "", channel.connection.closing)
+                name, target, so_far = channel.connection.unfinished_login()
+                why = channel.connection.closing
+                if name:
+                    why = f"{why} before the login had ended ({so_far})"
+                    log.warning("%s: no login of %s to %s: %s", channel, name, target or "discovery", why)
+                channel.fail(name, target, "", why)
         elif not session.ended:  # the end of a session is told once, by whoever is told of it
             log.info("%s: connection of %s closed: %s", channel, session.initiator_name, reason)
 

@@ -196,6 +196,14 @@ def test_chap_lets_in_whom_it_should(
         ran.ok()
     else:
         ran.refused(refusal)
+    if refusal is not None and peer == (PEER_USER, "not-his-secret1"):
+        # It is the initiator that refuses, and it does not tell us; the API says the same.
+        line = shared_daemon.wait_for_line(
+            ALICE, chap_disks[method].iqn, "we answered its challenge with the peer secret", since=before
+        )
+        newest = shared_daemon.expect(200, "GET", "services/iscsi/loginfailure/?limit=1")[0]
+        assert (newest["initiator_name"], newest["target_name"]) == (ALICE, chap_disks[method].iqn)
+        assert newest["reason"] in line
     if refusal == AUTHENTICATION_FAILURE:
         words = next(words for reason, words in CHAP_WORDS.items() if reason(method, user, secret))
         shared_daemon.wait_for_line(ALICE, chap_disks[method].iqn, "refused (0201h)", words, since=before)
