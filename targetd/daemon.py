@@ -29,6 +29,7 @@ from api.resources.users import UsersResource
 from api.server import ApiRunner
 from targetd import logs, notify
 from targetd.demo import offer_demo
+from targetd.durable import write_private
 from targetd.listeners import API, Listeners, inherited
 from targetd.loop import Loop
 from targetd.model import ConfigError, fresh
@@ -158,8 +159,7 @@ def _admin_password(options: Options) -> tuple[str, bool]:
             raise
     password = secrets.token_urlsafe(18)
     path = options.state_dir / PASSWORD_NAME
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(password + "\n")
+    write_private(path, password + "\n")
     return password, True
 
 
