@@ -29,8 +29,18 @@ PATIENCE_S = 20.0
 class Lun(SocketInitiator):
     """A session logged in to one disk; LBAs and lengths in blocks of 512 bytes."""
 
-    def __init__(self, daemon: Daemon, iqn: str, lun: int = 0, *, name: str | None = None) -> None:
-        super().__init__((HOST, daemon.portal_port), timeout_s=PATIENCE_S)
+    def __init__(
+        self,
+        daemon: Daemon | tuple[str, int],
+        iqn: str,
+        lun: int = 0,
+        *,
+        name: str | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        """``daemon``: it, or the address of its portal; ``patience_s``: for each answer."""
+        portal = daemon if isinstance(daemon, tuple) else (HOST, daemon.portal_port)
+        super().__init__(portal, timeout_s=patience_s)
         self.number = lun
         self.attentions: list[tuple[int, int]] = []
         """(ASC, ASCQ) of the unit attentions met by ``ready``."""
