@@ -28,7 +28,7 @@ __all__ = ["OPERATIONS", "FaultyFs", "faulty_fs"]
 
 BLOCK: Final = 512
 OPERATIONS: Final = ("read", "write", "fsync", "getattr", "open", "truncate")
-PATIENCE_S: Final = 20.0
+PATIENCE_S: Final = 120.0
 ROOT: Final = Path(__file__).resolve().parents[2]
 
 
