@@ -1,9 +1,10 @@
 """The guest's root and kernel: Debian packages, put together once and kept.
 
 The root is a directory that user-mode Linux mounts read-only from the host (hostfs); everything a guest
-writes goes to memory. It is made by mmdebstrap in about half a minute and kept in ``.cache/guest`` of the
-repository, or where GUEST_CACHE says, under a name that holds everything it was made from: another list of
-packages or another kernel makes another root, and the old one is removed.
+writes goes to memory. It is made by mmdebstrap in about half a minute and kept in the user's cache directory
+(``$XDG_CACHE_HOME/iscsi-targetd/guest``, or where GUEST_CACHE says), for clones come and go. Its name is a
+hash of everything it was made from, so that each clone finds its own: another list of packages or another
+kernel makes another root. What nobody has used for a while is removed.
 """
 
 import fcntl
@@ -12,6 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Final
 
@@ -21,11 +23,16 @@ MODULES: Final = Path("/usr/lib/uml/modules")
 TOOLS: Final = (KERNEL, "mmdebstrap", "unshare", "ip")
 BUILD_LIMIT_S: Final = 900.0
 DEFAULT_SUITE: Final = "bookworm"
+UNUSED_S: Final = 14 * 86400
+"""After this long without use a root is removed."""
 
 PACKAGES: Final = (
+    "busybox-static",
     "ddpt",
     "dmsetup",
     "e2fsprogs",
+    "extlinux",
+    "fdisk",
     "fio",
     "iproute2",
     "iputils-ping",
@@ -40,6 +47,17 @@ PACKAGES: Final = (
     "util-linux",
     "xfsprogs",
 )
+
+PC_KERNEL: Final = r"""
+set -eu
+package=$(chroot "$1" apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: *//p' | head -n 1)
+chroot "$1" sh -c "cd /var/cache/apt && apt-get -qq -o APT::Sandbox::User=root download $package"
+mkdir -p "$1/usr/lib/pc-kernel"
+dpkg-deb --extract "$1"/var/cache/apt/"$package"*.deb "$1/usr/lib/pc-kernel"
+rm "$1"/var/cache/apt/"$package"*.deb
+rm -r "$1/usr/lib/pc-kernel/usr"
+"""
+"""The kernel that is put on a LUN for an emulated PC: unpacked, for nothing in the guest runs it."""
 
 STUB: Final = """#!/bin/sh
 # Process 1 until the repository is there: $1 is where it is on the host.
@@ -60,7 +78,9 @@ class UnavailableError(Exception):
 
 def cache_dir() -> Path:
     """Where roots are kept."""
-    return Path(os.environ.get("GUEST_CACHE") or ROOT / ".cache" / "guest").resolve()
+    given = os.environ.get("GUEST_CACHE")
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given or Path(caches) / "iscsi-targetd" / "guest").resolve()
 
 
 def install_packages() -> None:
@@ -119,8 +139,10 @@ def _make(directory: Path, release: str) -> None:
         "--mode=root",
         "--variant=minbase",
         "--aptopt=Apt::Install-Recommends false",
+        "--dpkgopt=force-unsafe-io",
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
         f"--include={','.join(PACKAGES)}",
+        f"--customize-hook={PC_KERNEL}",
         suite(),
         str(directory),
     ]
@@ -151,19 +173,21 @@ def root() -> Path:
     """The guest's root directory, made now if it is not there. Raises UnavailableError."""
     require_host()
     release = _kernel_release()
-    made_from = "\n".join([suite(), release, STUB, *PACKAGES, *LEFT_OUT])
+    made_from = "\n".join([suite(), release, STUB, PC_KERNEL, *PACKAGES, *LEFT_OUT])
     cache = cache_dir()
     cache.mkdir(parents=True, exist_ok=True)
     wanted = cache / f"root-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not wanted.is_dir():
-            for old in cache.glob("root-*"):
-                shutil.rmtree(old)
             making = cache / f"root-{os.getpid()}.making"
             try:
                 _make(making, release)
                 making.rename(wanted)
             finally:
                 shutil.rmtree(making, ignore_errors=True)
+        os.utime(wanted)
+        for old in cache.glob("root-*"):
+            if old.stat().st_mtime < time.time() - UNUSED_S:
+                shutil.rmtree(old)
     return wanted

@@ -19,8 +19,9 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from tests.guest import pc
 from tests.guest.machine import Machine
 from tests.guest.subjects import SUBJECTS, Ours, Tgt, UnsupportedError
 from tests.guest.wires import CONTROL, CONTROL_PORT, SAN, WIRES
@@ -49,7 +50,8 @@ def make_wires() -> None:
 class Stage:
     """What the checks may ask for, beside the methods of the subject."""
 
-    def __init__(self, part: str, checks: list[str], subject: Ours | Tgt) -> None:
+    def __init__(self, part: str, checks: list[str], subject: Ours | Tgt, directory: Path) -> None:
+        self.directory = directory
         self.part = part
         self.checks = checks
         self.subject = subject
@@ -75,6 +77,12 @@ class Stage:
     def restore(self, wire: int) -> None:
         subprocess.run(["ip", "link", "set", SAN[wire].device, "up"], check=True)
 
+    def boot_from_lun(self, iqn: str, lun: int) -> str:
+        return pc.boot_from_lun(iqn, lun)
+
+    def boot_by_ipxe(self, iqn: str, lun: int) -> str:
+        return pc.boot_by_ipxe(self.directory, iqn, lun)
+
     def sleep(self, seconds: float) -> None:
         """Time of the host, whatever the guest's clock does."""
         time.sleep(seconds)
@@ -88,7 +96,13 @@ class Stage:
         return found  # type: ignore[no-any-return]
 
 
-def serve(stage: Stage) -> socketserver.ThreadingTCPServer:
+class Answers(Protocol):
+    """Whoever knows what to do for a request."""
+
+    def find(self, call: str) -> Callable[..., Any]: ...
+
+
+def serve(stage: Answers) -> socketserver.ThreadingTCPServer:
     """Answer the guest's requests from now on."""
 
     class Handler(socketserver.StreamRequestHandler):
@@ -120,7 +134,8 @@ def main() -> None:
     given = parser.parse_args()
     make_wires()
     subject = SUBJECTS[given.subject](given.directory)
-    stage = Stage(given.part, [name for name in given.checks.split(",") if name], subject)
+    checks = [name for name in given.checks.split(",") if name]
+    stage = Stage(given.part, checks, subject, given.directory)
     machine = Machine(given.root, given.directory / "console.log")
     try:
         subject.start()

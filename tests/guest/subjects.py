@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from tests.daemon import Daemon
+from tests.daemon import ROOT, Daemon
 from tests.guest.wires import PORTALS
 
-TGTD_LIMIT_S: Final = 30
+TGTD_LIMIT_S: Final = 120
+TGTD_SOCKETS: Final = Path("/run/tgtd")
 SIZE_UNITS: Final = {"MB": 1 << 20, "GB": 1 << 30}
 
 
@@ -24,6 +25,11 @@ class UnsupportedError(Exception):
 
 def bytes_of(size: str) -> int:
     return int(size[:-2]) * SIZE_UNITS[size[-2:]]
+
+
+def python() -> dict[str, str]:
+    """For the daemon inside the guest: the interpreter it runs on here, and where the sources are."""
+    return {"executable": sys.executable, "root": str(ROOT)}
 
 
 class _GuestDaemon(Daemon):
@@ -181,8 +187,7 @@ class Ours:
         return self.daemon.wait_for_line(*parts, since=since, limit_s=limit_s)
 
     def python(self) -> dict[str, str]:
-        """For the daemon inside the guest: the interpreter it runs on here, and where the sources are."""
-        return {"executable": sys.executable, "root": str(Path(__file__).resolve().parents[2])}
+        return python()
 
 
 class Tgt:
@@ -195,6 +200,9 @@ class Tgt:
     def __init__(self, directory: Path) -> None:
         if shutil.which("tgtd") is None:
             raise UnsupportedError("tgtd is not installed")
+        # tgtadm finds tgtd by a name below /run; this mount is seen in the stage's namespace only.
+        TGTD_SOCKETS.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", TGTD_SOCKETS], check=True)
         self.directory = directory
         self.commands: list[list[str]] = []
         """What made the present configuration, for tgtd keeps none over a restart."""

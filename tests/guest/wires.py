@@ -22,3 +22,5 @@ WIRES: Final = (CONTROL, *SAN)
 CONTROL_PORT: Final = 7000
 PORTAL_PORT: Final = 3260
 PORTALS: Final = tuple(f"{wire.address}:{PORTAL_PORT}" for wire in SAN)
+GUEST_PORTAL: Final = f"198.51.100.2:{PORTAL_PORT}"
+"""Of a daemon that runs in the guest, on its end of the first SAN wire (``inside/addresses``)."""

@@ -2,6 +2,7 @@
 
 The stage says which part and which of its checks. What a check leaves behind (sessions, mounts, nodes) is
 cleared after it, so that one failure is one failure; the kernel's own words since its start go with it.
+A part that has ``serve`` instead of checks is a machine at work, which the stage watches from outside.
 """
 
 import importlib
@@ -10,14 +11,21 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, ModuleType
 
 from tests.guest.inside import host, iscsi
-from tests.guest.inside.checks import Check, CheckFailedError, CheckSkippedError, checks_of
+from tests.guest.inside.checks import (
+    LIMIT_S,
+    SETTLE_LIMIT_S,
+    Check,
+    CheckFailedError,
+    CheckSkippedError,
+    checks_of,
+)
 
 KERNEL_BUGS = ("BUG:", "Oops", "WARNING:", "hung task", "soft lockup", "blocked for more than")
-SETTLE_LIMIT_S = 120
 
 
 class OverLimitError(Exception):
@@ -49,14 +57,14 @@ def start_services() -> None:
 def outcome_of(check: Check) -> tuple[str, str]:
     """Run one check; ``ok``, ``fail`` or ``skip``, and a note."""
     said = len(kernel_log())
-    signal.alarm(check.limit_s)
+    signal.alarm(LIMIT_S)
     try:
         note = check.run() or ""
         outcome = "ok"
     except CheckSkippedError as skipped:
         return "skip", str(skipped)
     except OverLimitError:
-        outcome, note = "fail", f"no end within {check.limit_s} s\n{traceback.format_exc(limit=-6)}"
+        outcome, note = "fail", f"no end within {LIMIT_S} s\n{traceback.format_exc(limit=-6)}"
     except CheckFailedError as failed:
         frame = traceback.extract_tb(failed.__traceback__)
         at = next((one for one in frame if one.name == check.name), frame[-1])
@@ -89,13 +97,16 @@ def clear() -> str:
 
 def run_part(part: ModuleType, wanted: list[str]) -> None:
     checks = {check.name: check for check in checks_of(part)}
+    log: Callable[[], str] | None = getattr(part, "log", None)
     for name in wanted:
         start = time.monotonic()
         host.ask("started", name=name)
         outcome, note = outcome_of(checks[name])
         left = clear()
-        if left:
+        if left and outcome != "skip":
             outcome, note = "fail", f"{note}\nleft behind: {left}"
+        if outcome == "fail" and log is not None:
+            note += f"\n-- log --\n{log()}"
         seconds = round(time.monotonic() - start, 1)
         print(f"CHECK {name} {outcome} {seconds} s", flush=True)
         host.ask("report", name=name, outcome=outcome, note=note, seconds=seconds)
@@ -104,10 +115,14 @@ def run_part(part: ModuleType, wanted: list[str]) -> None:
 def main() -> None:
     signal.signal(signal.SIGALRM, _alarm)
     plan = host.ask("plan")
+    part = importlib.import_module(f"tests.guest.inside.{plan['part']}")
+    serve = getattr(part, "serve", None)
+    if serve is not None:
+        serve(plan)
+        return
     iscsi.first_lun = plan["first_lun"]
     start_services()
     host.ask("booted", uptime=float(Path("/proc/uptime").read_text().split()[0]))
-    part = importlib.import_module(f"tests.guest.inside.{plan['part']}")
     prepare = getattr(part, "prepare", None)
     if prepare is not None:
         prepare()

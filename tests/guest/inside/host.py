@@ -10,7 +10,7 @@ from typing import Any
 from tests.guest.inside.checks import CheckFailedError, CheckSkippedError
 from tests.guest.wires import CONTROL, CONTROL_PORT
 
-REQUEST_LIMIT_S = 90.0
+REQUEST_LIMIT_S = 390.0
 _address = (CONTROL.address, CONTROL_PORT)
 
 

@@ -71,17 +71,16 @@ class Node:
     initiator: str = ALICE
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def _iscsiadm(self, *more: object, limit_s: float = 60) -> Ran:
+    def _iscsiadm(self, *more: object) -> Ran:
         return attempt(
             # With the portal group's tag, or records of several interfaces do not live side by side.
             *("iscsiadm", "-m", "node", "-T", self.iqn, "-p", f"{self.portal},1"),
             *("-I", _interface(self.initiator)),
             *more,
-            limit_s=limit_s,
         )
 
-    def _must(self, *more: object, limit_s: float = 60) -> str:
-        ran = self._iscsiadm(*more, limit_s=limit_s)
+    def _must(self, *more: object) -> str:
+        ran = self._iscsiadm(*more)
         if ran.status != 0:
             raise CheckFailedError(str(ran))
         return ran.output
@@ -151,7 +150,7 @@ class Node:
             return f"/dev/{names[0]}" if names and Path(f"/dev/{names[0]}").exists() else None
 
         name = until(f"the block device of LUN {lun} of {self.iqn}", found)
-        run("udevadm", "settle", "--timeout=20")
+        run("udevadm", "settle")
         return name
 
     def generic(self, lun: int | None = None) -> str:
@@ -227,7 +226,7 @@ def clear() -> str:
     sessions = list(SESSIONS.glob("session*")) if SESSIONS.exists() else []
     if sessions:
         left.append(f"{len(sessions)} sessions")
-        attempt("iscsiadm", "-m", "session", "-u", limit_s=60)
+        attempt("iscsiadm", "-m", "session", "-u")
     if any(Path("/etc/iscsi/nodes").glob("*")):
         attempt("iscsiadm", "-m", "node", "-o", "delete")
     for path in Path("/mnt").iterdir():

@@ -1,5 +1,7 @@
 """Commands of the guest with a time limit, and waiting for what comes by itself."""
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -9,7 +11,9 @@ from typing import TypeVar
 from tests.guest.inside.checks import CheckFailedError
 
 T = TypeVar("T")
-COMMAND_LIMIT_S = 60.0
+COMMAND_LIMIT_S = 180.0
+WAIT_LIMIT_S = 120.0
+"""Both many times what a quiet machine takes: they end what hangs, and decide nothing else."""
 BLOCK = 4096
 TEXT_LIMIT = 3000
 """How much of a command's output goes into a report."""
@@ -62,7 +66,7 @@ def run(*argv: object, limit_s: float = COMMAND_LIMIT_S, stdin: bytes = b"") -> 
     return ran.output
 
 
-def until(what: str, found: Callable[[], T | None], limit_s: float = 20.0) -> T:
+def until(what: str, found: Callable[[], T | None], limit_s: float = WAIT_LIMIT_S) -> T:
     """The first result that is not None, False or empty; CheckFailedError, naming ``what``, if none comes.
 
     For what the kernel or its daemons do in their own time and give no notice of.
@@ -83,7 +87,11 @@ class Background:
     def __init__(self, *argv: object) -> None:
         self.command = " ".join(map(str, argv))
         self.process = subprocess.Popen(
-            list(map(str, argv)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            list(map(str, argv)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
     def __enter__(self) -> "Background":
@@ -91,8 +99,12 @@ class Background:
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
-            self.process.kill()
+            self._kill()
             self.process.communicate()
+
+    def _kill(self) -> None:
+        """It and its children, which would hold the pipe."""
+        os.killpg(self.process.pid, signal.SIGKILL)
 
     def running(self) -> bool:
         return self.process.poll() is None
@@ -102,7 +114,7 @@ class Background:
         try:
             output = self.process.communicate(timeout=limit_s)[0].decode("utf-8", "replace")
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self._kill()
             output = self.process.communicate()[0].decode("utf-8", "replace")
             raise CheckFailedError(
                 f"{self.command}: no end within {limit_s} s\n{output[-TEXT_LIMIT:]}"
