@@ -1,0 +1,75 @@
+"""The daemon in the guest itself, over the guest's block devices.
+
+It runs as it does on the host: the host's interpreter and libraries, which the guest sees read-only under
+``/host``, are the root it is started in; the guest's own ``/dev``, ``/proc``, ``/sys`` and ``/run`` are
+mounted there.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+from tests.daemon import Daemon, Disk
+from tests.guest.inside import host
+from tests.guest.inside.shell import attempt, run
+
+HOST_ROOT: Final = Path("/host")
+PLACE: Final = Path("/run/own-daemon")
+PORTAL: Final = "127.0.0.1:3260"
+SHARED: Final = ("/dev", "/proc", "/sys", "/run")
+
+
+def mount_host() -> None:
+    """The host's files, read-only, with the guest's own devices; once for each guest."""
+    if Path("/host/usr").exists():
+        return
+    run("mount", "-t", "hostfs", "-o", "ro", "none", HOST_ROOT)
+    for place in SHARED:
+        run("mount", "--rbind", place, HOST_ROOT / place[1:])
+
+
+class LocalDaemon(Daemon):
+    """The daemon as a process of the guest; state and extents are below a directory of ``/run``."""
+
+    def __init__(self, directory: Path = PLACE, portal: str = PORTAL) -> None:
+        self._portal = portal
+        directory.mkdir(parents=True, exist_ok=True)
+        super().__init__(directory, portal_port=int(portal.rpartition(":")[2]), api_port=8260)
+        self._python: dict[str, str] | None = None
+
+    @property
+    def portal(self) -> str:
+        return self._portal
+
+    def command(self) -> list[str]:
+        if self._python is None:
+            self._python = host.ask("python")
+            mount_host()
+        path = f"PYTHONPATH={self._python['root']}"
+        inside = ["-m", "targetd", *self.arguments()]
+        return ["chroot", str(HOST_ROOT), "env", path, self._python["executable"], *inside]
+
+    def device_disk(self, name: str, node: str, **extent: Any) -> Disk:
+        """A target with one LUN over a block device."""
+        fields = {
+            "iscsi_target_extent_type": "Disk",
+            "iscsi_target_extent_disk": node.removeprefix("/dev/"),
+            "iscsi_target_extent_path": "",
+            "iscsi_target_extent_filesize": "0",
+        }
+        return self.create_disk(name, extent={**fields, **extent})
+
+    def status(self, disk: Disk) -> str:
+        """What the API says of the disk's medium."""
+        shown = self.expect(200, "GET", f"services/iscsi/extent/{disk.extent_id}/")
+        return str(shown["iscsi_target_extent_status"])
+
+    def forget(self, disk: Disk) -> None:
+        """Target and extent; a device stays what it is."""
+        self.delete("target", disk.target_id)
+        self.delete("extent", disk.extent_id)
+
+
+def drop_caches() -> None:
+    """What is clean in the page cache goes, so that the next read asks the device."""
+    attempt("sync")
+    Path("/proc/sys/vm/drop_caches").write_text("3")
