@@ -1,7 +1,7 @@
 """Bodies of the SPC commands that are neither INQUIRY, mode nor log pages (SPC-4 §6; SBC-3 §5).
 
 All of them run on the event loop and none touches the medium, but for START STOP UNIT, which flushes it on
-a worker before it stops.
+a worker before it stops, and SEND DIAGNOSTIC, which has a look at it there.
 """
 
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ __all__ = [
     "report_target_port_groups",
     "report_timestamp",
     "request_sense",
+    "send_diagnostic",
     "set_identifying_information",
     "start_stop_unit",
     "test_unit_ready",
@@ -57,6 +58,24 @@ def request_sense(unit: "LogicalUnit", request: Request) -> Outcome:
         else:
             condition = CheckCondition(Sense.NO_ADDITIONAL_SENSE)
     return Outcome(data_in=cut(condition.build(bool(request.cdb[1] & 0x01)), request.cdb))
+
+
+_SELFTEST = 0x04
+
+
+def send_diagnostic(unit: "LogicalUnit", request: Request) -> Outcome:
+    """SEND DIAGNOSTIC (SPC-4 §6.42): the default self-test, which reads where a medium begins and ends.
+
+    There are no pages to send and no tests that go on in the background: the row refuses both.
+    """
+    backend, size = unit.backend, unit.block_size
+    if request.cdb[1] & _SELFTEST and backend is not None and unit.blocks:
+        try:
+            for lba in (0, unit.blocks - 1):
+                backend.read(lba * size, size)
+        except OSError:
+            raise CheckCondition(Sense.FAILED_SELF_TEST) from None
+    return GOOD
 
 
 _ALL_LUNS, _WELL_KNOWN, _EVERYTHING = 0x00, 0x01, 0x02

@@ -118,6 +118,15 @@ ROWS: tuple[Command, ...] = (
     _row("TEST UNIT READY", "000000000000", control.test_unit_ready, needs=MEDIUM),
     _exempt("REQUEST SENSE", "03010000FF00", control.request_sense),
     _exempt("INQUIRY", "1201FFFFFF00", inquiry.inquiry),
+    # DEVOFFL and UNITOFFL allow more than is done
+    _row(
+        "SEND DIAGNOSTIC",
+        "1D0700000000",
+        control.send_diagnostic,
+        needs=MEDIUM,
+        runs=Runs.WORKER,
+        access=Access.WRITE,
+    ),
     _select("MODE SELECT(6)", "15110000FF00", mode.select),
     _inspect("MODE SENSE(6)", "1A08FFFFFF00", mode.sense),
     _select("MODE SELECT(10)", "55110000000000FFFF00", mode.select),

@@ -8,6 +8,8 @@ from protocol.enums import ScsiStatus
 from protocol.scsi.device import LogicalUnit
 from protocol.scsi.reservations import Reservations
 from protocol.scsi.sense import CheckCondition, Sense
+from storage.memory import Memory
+from storage.wrap import Faulty
 from tests.scsi.support import (
     BLOCK,
     BLOCKS,
@@ -68,6 +70,27 @@ def test_request_sense_tells_the_progress_of_what_locks_the_unit() -> None:
         assert disk.run(cdb).status == GOOD
     disk.unit.unlock()
     assert disk.run(TEST_UNIT_READY).status == GOOD
+
+
+# -- SEND DIAGNOSTIC --
+
+
+@pytest.mark.parametrize(
+    ("cdb", "expected"),
+    [
+        ("1D0400000000", (4, 0x3E, 0x03)),  # the default self-test finds it
+        ("1D0000000000", (0, 0, 0)),  # nothing to do
+        ("1D2000000000", (5, 0x24, 0x00)),  # a background test
+        ("1D1000000400", (5, 0x24, 0x00)),  # a page
+    ],
+)
+def test_the_self_test_looks_at_the_medium(cdb: str, expected: tuple[int, int, int]) -> None:
+    """SPC-4 §6.42: LOGICAL UNIT FAILED SELF-TEST, with HARDWARE ERROR."""
+    backend = Faulty(Memory(BLOCK * BLOCKS))
+    disk = Disk(backend=backend)
+    assert sense_of(disk.run("1D0400000000")) == (0, 0, 0)
+    backend.fail(errno.EIO, "read")
+    assert sense_of(disk.run(cdb)) == expected
 
 
 # -- REPORT LUNS (SPC-4 §6.33) --
