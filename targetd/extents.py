@@ -89,7 +89,7 @@ def unit_config(
         block_size=key.block_size,
         physical_block_exponent=0 if extent.physical_block_size_hidden else exponent,
         read_only=key.read_only,
-        rotation_rate=ROTATION[extent.rpm] if extent.rpm in ROTATION else int(extent.rpm),
+        rotation_rate=_rotation_rate(extent, backend),
         xen=extent.xen,
         # what was taken beforehand is not given back: it was taken so that no write fails for want of it
         thin=not extent.allocate,
@@ -97,6 +97,13 @@ def unit_config(
         removable=extent.removable,
         threshold=threshold if extent.avail_threshold is None else extent.avail_threshold,
     )
+
+
+def _rotation_rate(extent: Extent, backend: Backend | None) -> int:
+    """As the operator says; what he does not know of a device the kernel may, if not how fast it turns."""
+    if extent.rpm == "Unknown" and backend is not None and backend.geometry.rotational is False:
+        return ROTATION["SSD"]
+    return ROTATION[extent.rpm] if extent.rpm in ROTATION else int(extent.rpm)
 
 
 def spec_of(extent: Extent, pools: Mapping[str, Path]) -> ExtentSpec:

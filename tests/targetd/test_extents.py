@@ -1,6 +1,7 @@
 """Extents as live logical units: how full their medium is, and who hears of it (SBC-3 §4.7.3.7)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,6 +76,26 @@ def test_the_threshold_is_the_extents_own_or_else_the_global_one(
         now += SPACE_ARMED_S
     assert unit.take_attention(nexus) is Sense.THIN_PROVISIONING_SOFT_THRESHOLD
     assert unit.take_attention(nexus) is None
+
+
+@pytest.mark.parametrize(
+    ("rpm", "rotational", "rate"),
+    [
+        ("SSD", True, 1),
+        ("7200", False, 7200),
+        ("Unknown", None, 0),
+        ("Unknown", True, 0),
+        ("Unknown", False, 1),
+    ],
+)
+def test_the_kernel_says_whether_it_turns_where_the_operator_does_not(
+    rpm: str, rotational: bool | None, rate: int
+) -> None:
+    """MEDIUM ROTATION RATE of VPD page B1h (SBC-3 §6.6.2); how fast, nobody knows then."""
+    live, _, shelf, _, _ = make(None, None)
+    shelf.geometry = replace(shelf.geometry, rotational=rotational)
+    live.update(replace(live.extent, rpm=rpm), shelf)
+    assert live.units[UnitKey(512, "1", False)].config.rotation_rate == rate
 
 
 def test_without_a_threshold_space_is_looked_at_seldom_and_never_without_a_session() -> None:
