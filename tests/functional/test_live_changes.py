@@ -48,6 +48,12 @@ def test_a_resized_extent_is_one_attention_and_no_logout(shared_daemon: Daemon) 
         assert reply.status == 409, "in use, it does not shrink"
         assert attentions(one) == []
         assert capacity(one) == 32 * MIB
+    shared_daemon.expect(202, "PUT", path, {"iscsi_target_extent_filesize": "16MB"})
+    with log_in(shared_daemon, disk.iqn) as one:
+        assert capacity(one) == 16 * MIB, "when nobody is, it does"
+        assert read(one, 0, 8) == b"\xa5" * 4096
+        assert one.command(cdbs.read10(16 * MIB // 512, 1), read=512).additional_sense == (0x21, 0x00)
+    assert disk.path.stat().st_size == 32 * MIB, "and the file keeps what it has"
 
 
 def test_luns_come_and_go_with_one_attention_each(shared_daemon: Daemon) -> None:
