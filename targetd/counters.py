@@ -220,7 +220,11 @@ def login_status_name(status: int) -> str:
     return _LOGIN_STATUSES.get(status, "other")
 
 
+TURNED_AWAY = "not let in"
+"""A connection that ended before it began: ``targetd.limits``."""
+
 _ENDS = (
+    (TURNED_AWAY, "turned_away"),
     ("logout", "logout"),
     ("the initiator closed", "closed_by_initiator"),
     ("login refused", "login_refused"),

@@ -84,6 +84,8 @@ class Doorkeeper:
         self.half_open = 0
         self.refused: Counter[str] = Counter()
         """Reason → how many were refused for it since the start."""
+        self.telling = ""
+        """The reason of the last refusal, if it is one of those that are told; else empty."""
         self._by_address: Counter[str] = Counter()
         self._half_open_by_address: Counter[str] = Counter()
         self._told: dict[str, tuple[float, int]] = {}
@@ -117,11 +119,13 @@ class Doorkeeper:
     def _refuse(self, reason: str, address: str, now: float) -> None:
         self._forget_nobody(address)
         self.refused[reason] += 1
+        self.telling = ""
         at, count = self._told.get(reason, (-LOG_EVERY_S, 0))
         if now - at >= LOG_EVERY_S:
             self._told[reason] = (now, self.refused[reason])
             more = self.refused[reason] - count - 1
-            log.warning("%s is not let in: %s%s", address, reason, f" ({more} before it)" if more else "")
+            self.telling = reason + (f" ({more} before it)" if more else "")
+            log.warning("%s is not let in: %s", address, self.telling)
 
     def logged_in(self, visitor: Visitor) -> None:
         """Its login is over, well."""

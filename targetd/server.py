@@ -30,7 +30,7 @@ from protocol.scsi.request import Buffer, Outcome, Request
 from protocol.session import SessionTable
 from protocol.task import Task
 from targetd.access import PortalAuthorizer, View
-from targetd.counters import SAMPLED, Counters
+from targetd.counters import SAMPLED, TURNED_AWAY, Counters
 from targetd.interface import LoginFailure
 from targetd.limits import Doorkeeper, Limits, Visitor
 from targetd.loop import Loop
@@ -436,7 +436,7 @@ class Server:
                 return
             visitor = self.doorkeeper.enter(str(peer[0]), self.loop.time())
             if visitor is None:
-                sock.close()
+                self._turn_away(sock, peer, address)
                 continue
             try:
                 self._welcome(sock, peer, self.listeners[address][1], visitor)
@@ -444,6 +444,24 @@ class Server:
                 self.doorkeeper.leave(visitor)
                 sock.close()
                 log.error("%s cannot be served: %s", _shown(peer), error)
+
+    def _turn_away(self, sock: socket.socket, peer: tuple[Any, ...], address: str) -> None:
+        """The doorkeeper's word: count it, and let the operator find the reason where those of logins are."""
+        sock.close()
+        portal_id = self.listeners[address][1]
+        self.counters.dropped(portal_id, TURNED_AWAY)
+        if self.doorkeeper.telling:
+            failure = LoginFailure(
+                at=time.time(),
+                initiator_name="",
+                peer_address=_shown(peer),
+                local_address=address,
+                portal_id=portal_id,
+                target_name="",
+                status="",
+                reason=self.doorkeeper.telling,
+            )
+            self.note("login.refused", failure)
 
     def _welcome(self, sock: socket.socket, peer: tuple[Any, ...], portal_id: int, visitor: Visitor) -> None:
         sock.setblocking(False)

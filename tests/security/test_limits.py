@@ -5,6 +5,7 @@ descriptors on the real daemon, with peers of several loopback addresses.
 """
 
 import logging
+import re
 import resource
 import socket
 import time
@@ -139,7 +140,13 @@ def test_thousand_half_open_logins_leave_sessions_and_other_hosts_alone(daemon: 
         assert worst < 1.0
         extra = stack.enter_context(connect(daemon, "127.0.0.2"))
         assert extra.recv(1) == b""
-        daemon.wait_for_line("127.0.0.2 is not let in", f"{bound} logins of one address are under way")
+        reason = f"{bound} logins of one address are under way"
+        daemon.wait_for_line("127.0.0.2 is not let in", reason)
+        failures = daemon.expect(200, "GET", "services/iscsi/loginfailure/?limit=0")
+        assert any(each["reason"].startswith(reason) for each in failures)
+        metrics = daemon.api("GET", "/metrics").text
+        (count,) = re.findall(r'iscsi_portal_drops_total\{.*reason="turned_away".*\} (\S+)', metrics)
+        assert float(count) >= 1000 - 3 * bound
         other = SocketInitiator((HOST, daemon.portal_port), source="127.0.0.9")
         with stack.enter_context(other):
             other.login(disk.iqn)
