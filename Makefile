@@ -15,12 +15,17 @@ unexport PYTHONSTARTUP
 
 PY := .venv/bin/python
 
-.PHONY: help run test bench lint format clean system-test system-guest system-bench
+.PHONY: help run test bench fuzz soak coverage package audit lint format clean
+.PHONY: system-test system-guest system-bench
 
 help:
 	@echo 'make run     serve a ready 1 GiB demo target (ARGS="..." adds options of iscsi-targetd serve)'
 	@echo 'make test    all checks: format, lint, types, tests against the installed system peers'
 	@echo 'make bench   compare with the C floor, tgtd and istgt (ARGS="--quick" and more: --help)'
+	@echo 'make fuzz    whatever bytes come: atheris, 5 minutes a harness (ARGS="--seconds 60 pdus")'
+	@echo 'make soak    1000 sessions, faults and changes for 10 minutes (ARGS="--seconds 60 --sessions 100")'
+	@echo 'make coverage   branches of protocol/ that tests and corpus reach'
+	@echo 'make package the Debian package, built and tried;   make audit   known holes in what we depend on'
 	@echo 'make lint    format, lint and type checks only;   make format   put right what can be'
 	@echo 'make clean   remove what make made, but no state directory'
 
@@ -29,6 +34,9 @@ help:
 
 .venv/installed-dev: pyproject.toml scripts/environment
 	@scripts/environment dev
+
+.venv/installed-fuzz .venv/installed-audit: .venv/installed-%: pyproject.toml scripts/environment
+	@scripts/environment $*
 
 system-test system-guest system-bench: system-%:
 	@scripts/system-packages $*
@@ -46,6 +54,23 @@ test: .venv/installed-dev system-test system-guest lint
 
 bench: .venv/installed-dev system-bench
 	@umask 022 && bench/build.sh && $(PY) -m bench.run $(ARGS)
+
+fuzz: .venv/installed-fuzz
+	@umask 022 && $(PY) -m tests.fuzz $(ARGS)
+
+soak: .venv/installed
+	@umask 022 && $(PY) -m tests.soak $(ARGS)
+
+coverage: .venv/installed-dev system-test
+	@umask 022 && mkdir -p build && $(PY) -m coverage run -m pytest -q tests/protocol tests/scsi tests/fuzz \
+	    tests/security/test_published_holes.py tests/security/test_limits.py tests/test_initiator.py $(ARGS)
+	@$(PY) -m coverage report
+
+package:
+	@packaging/debian/build.sh dist && packaging/debian/try.sh dist/iscsi-targetd_*.deb
+
+audit: .venv/installed .venv/installed-audit
+	@$(PY) -m pip_audit --local --skip-editable $(ARGS)
 
 format: .venv/installed-dev
 	@$(PY) -m ruff check --fix .
