@@ -88,8 +88,8 @@ def daemon_page() -> Iterator[str]:
     yield from entry(
         ".B SIGHUP",
         f"Read all options and the files they name again. What these say is in force at once: {live}."
-        " Whatever else has changed is told in the log and waits for the next start. The certificate is also taken up"
-        " by itself when its files change. All else is configured live through the API.",
+        " Whatever else has changed is told in the log and waits for the next start. The certificate is"
+        " also taken up by itself when its files change. All else is configured live through the API.",
     )
     yield ".SH SERVICE MANAGER"
     yield from paragraphs(

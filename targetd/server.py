@@ -52,7 +52,8 @@ IOV_MAX = 1024
 CLOSE_S = 5.0
 """How long a peer may take to read the last of what we say before its connection is closed."""
 
-ACCEPT_AT_ONCE = 64
+ACCEPT_AT_ONCE = 8
+"""Then those that are connected get their turn: one takes some 0.1 ms."""
 BACKLOG = 1024
 TICK_S = 1.0
 DESCRIPTOR_PAUSE_S = 1.0
@@ -330,6 +331,7 @@ class Channel:
 def _logged_in(channel: Channel, event: LoggedIn) -> None:
     session = event.session
     channel.server.doorkeeper.logged_in(channel.visitor)
+    channel.server.loop.promote(channel.fd)
     log.info(
         "%s: %s logged in to %s%s",
         channel,

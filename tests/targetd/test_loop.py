@@ -3,10 +3,11 @@
 import asyncio
 import socket
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
-from targetd.loop import Loop
+from targetd.loop import NEWCOMERS_AT_ONCE, Loop
 
 
 @pytest.fixture
@@ -119,3 +120,37 @@ def test_writing_is_told_only_while_it_is_wanted(
     loop.want(ours.fileno(), read=True, write=True)
     loop.run_until_complete(asyncio.wait_for(told, 10))
     loop.run_until_complete(asyncio.sleep(0))
+
+
+def test_a_crowd_of_newcomers_does_not_hold_up_one_that_is_at_work(loop: Loop) -> None:
+    """Two hundred have something to say at once, and so does one that was promoted: it has its turn when at
+    most one round of newcomers had theirs, every time."""
+    newcomers = [socket.socketpair() for _ in range(200)]
+    working, client = socket.socketpair()
+    order: list[str] = []
+    over = loop.create_future()
+
+    def newcomer(sock: socket.socket) -> None:
+        sock.recv(1)
+        loop.forget(sock.fileno())
+        order.append("newcomer")
+        if order.count("newcomer") == len(newcomers):
+            over.set_result(None)
+
+    def at_work() -> None:
+        working.recv(1)
+        order.append("at work")
+        client.send(b"x")  # and again it has something
+
+    for ours, theirs in newcomers:
+        loop.serve(ours.fileno(), partial(newcomer, ours), lambda: None)
+        theirs.send(b"x")
+    loop.serve(working.fileno(), at_work, lambda: None)
+    loop.promote(working.fileno())
+    client.send(b"x")
+    loop.run_until_complete(asyncio.wait_for(over, 30))
+    loop.forget(working.fileno())
+    longest = max(len(part.split()) for part in " ".join(order).replace("at work", "|").split("|"))
+    assert longest <= NEWCOMERS_AT_ONCE
+    for sock in (working, client, *(sock for pair in newcomers for sock in pair)):
+        sock.close()
