@@ -1,5 +1,6 @@
 """What is shipped beside the code says what the code does."""
 
+import re
 import runpy
 import shutil
 import subprocess
@@ -46,3 +47,11 @@ def test_units_are_ones_that_systemd_understands(tmp_path: Path) -> None:
         [systemd, "verify", "--man=no", *map(str, units)], capture_output=True, text=True, check=False
     )
     assert [line for line in done.stderr.splitlines() if "iscsi-targetd." in line] == []
+
+
+def test_security_names_every_published_hole_with_a_test_that_is_there() -> None:
+    """The table of SECURITY.md and the tests are the same list."""
+    document = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    tests = (ROOT / "tests/security/test_published_holes.py").read_text(encoding="utf-8")
+    there = set(re.findall(r"^def (test_\w+)", tests, re.MULTILINE))
+    assert set(re.findall(r"`(test_\w+)`", document)) == there
