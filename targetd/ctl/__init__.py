@@ -10,6 +10,7 @@ the daemon could not be reached or refused, 2 usage.
     output.py     tables for people, JSON for programs
     commands.py   the commands, made from the table
     progress.py   bars for what takes its time
+    storage.py    pools and the volumes in them
     operations.py users, statistics, a live view, why logins fail
 """
 
@@ -26,6 +27,10 @@ PROGRAM = "iscsi-targetctl"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     from targetd.ctl.operations import app
+    from targetd.ctl.storage import pools, volumes
+
+    app.add_typer(pools, name="pool")
+    app.add_typer(volumes, name="volume")
 
     try:
         app(args=None if arguments is None else list(arguments), prog_name=PROGRAM)

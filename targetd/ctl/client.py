@@ -4,7 +4,7 @@ import base64
 import http.client
 import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -97,6 +97,27 @@ class Client:
             raise CtlError(f"{self.url} answers {path} with no list; is this iscsi-targetd?")
         return found
 
+    def events(self, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Kind and data of server-sent events as they come, until the daemon ends the stream.
+
+        Raises:
+            CtlError: it cannot be had.
+        """
+        try:
+            self._connection.request("GET", self._base + path, headers=self._headers)
+            response = self._connection.getresponse()
+            if response.status != 200:
+                raise self._failure("GET", path, response.status, response.read(), response.reason)
+            kind = ""
+            for raw in response:
+                name, _, value = raw.decode().rstrip("\n").partition(": ")
+                if name == "event":
+                    kind = value
+                elif name == "data":
+                    yield kind, json.loads(value)
+        except (OSError, http.client.HTTPException) as error:
+            raise CtlError(f"cannot reach {self.url}: {error}") from None
+
     def request(self, method: str, path: str, body: Any = None, *, missing: bool = False) -> Any:
         """One request; the decoded body of the answer.
 
@@ -109,25 +130,26 @@ class Client:
             CtlError: anything else went wrong.
         """
         status, raw, reason = self._exchange(method, path, body)
-        try:
-            answer = json.loads(raw) if raw else None
-        except ValueError:
-            answer = None
         if status == 404 and missing:
             return None
         if status < 300:
-            return answer
+            return _decoded(raw)
+        raise self._failure(method, path, status, raw, reason)
+
+    def _failure(self, method: str, path: str, status: int, raw: bytes, reason: str) -> CtlError:
+        """What an answer means that is not the one hoped for."""
+        answer = _decoded(raw)
         if status == 401:
-            raise CtlError(f"{self.url} does not accept the password of {self.user!r}")
+            return CtlError(f"{self.url} does not accept the password of {self.user!r}")
         if status == 404:
-            raise CtlError(f"there is no {path.strip('/')}")
+            return CtlError(f"there is no {path.strip('/')}")
         if isinstance(answer, dict):
             if status in (400, 409) and answer and all(isinstance(text, list) for text in answer.values()):
-                raise FieldsError(answer)
+                return FieldsError(answer)
             text = answer.get("error_message") or answer.get("error")
             if text:
-                raise CtlError(str(text))
-        raise CtlError(f"{method} {path} failed: {status} {reason}")
+                return CtlError(str(text))
+        return CtlError(f"{method} {path} failed: {status} {reason}")
 
     def _exchange(self, method: str, path: str, body: Any) -> tuple[int, bytes, str]:
         headers = dict(self._headers)
@@ -163,3 +185,11 @@ class Client:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+
+def _decoded(raw: bytes) -> Any:
+    """The JSON of a body; None if it is none."""
+    try:
+        return json.loads(raw) if raw else None
+    except ValueError:
+        return None

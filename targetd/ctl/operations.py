@@ -18,6 +18,7 @@ __all__ = ["app"]
 USERS = "account/users"
 STATISTICS = "services/iscsi/statistics/"
 FAILURES = "services/iscsi/loginfailure"
+EVENTS = "services/iscsi/events/"
 EXPLAIN = "services/iscsi/explain/"
 
 # -- Users ------------------------------------------------------------------------------------------
@@ -211,6 +212,21 @@ def _stats(context: Context, json: Json = False) -> None:
             for unit in statistics["units"]
         ),
     )
+
+
+@app.command("events")
+def _events(context: Context, json: Json = False) -> None:
+    """Logins, refusals, LUNs and changes as they happen, until interrupted; with --json one object a line."""
+    import json as encoder
+
+    with _client(context) as client, contextlib.suppress(KeyboardInterrupt):
+        for kind, data in client.events(EVENTS):
+            at = data.pop("at")
+            if json or _settings(context).json:
+                print(encoder.dumps({"event": kind, "at": at, **data}), flush=True)
+            else:
+                clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+                print(clock, kind, output.line(data), flush=True)
 
 
 WORK = "services/iscsi/work"

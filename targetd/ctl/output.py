@@ -16,6 +16,7 @@ __all__ = [
     "MASK",
     "as_json",
     "details",
+    "line",
     "made_table",
     "mask",
     "resource_details",
@@ -44,6 +45,11 @@ def _cell(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{clean(name)}={clean(item)}" for name, item in value.items())
     return clean(value)
+
+
+def line(values: Mapping[str, object]) -> str:
+    """Names and values on one line."""
+    return _cell(dict(values)) if values else ""
 
 
 def mask(column: Column, value: object) -> object:

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import pty
+import select
+import subprocess
 import sys
 from pathlib import Path
 
@@ -143,6 +145,46 @@ def test_an_extent_is_allocated_on_a_terminal_and_cloned_where_blocks_are_shared
     else:
         ran.refused("--path", "cannot share blocks")
     ctl(busy, "extent", "clone", "full", "--name", "copy", "--file-size", "1MB").refused("--file-size")
+
+
+def test_volumes_are_made_grown_and_destroyed(tmp_path: Path) -> None:
+    pool = tmp_path / "tank"
+    pool.mkdir()
+    daemon = Daemon(tmp_path / "daemon", ["--pool", f"tank={pool}"])
+    try:
+        daemon.start()
+        assert "tank  HEALTHY" in ctl(daemon, "pool", "list").ok()
+        ctl(daemon, "volume", "create", "tank", "vm/one", "16M").ok()
+        assert "vm/one  16.0 MiB" in ctl(daemon, "volume", "list", "tank").ok()
+        ctl(daemon, "volume", "resize", "tank", "vm/one", "32M").ok()
+        (shown,) = json.loads(ctl(daemon, "volume", "list", "tank", "--json").ok())
+        assert (shown["name"], shown["volsize"]) == ("vm/one", 32 << 20)
+        ctl(daemon, "extent", "create", "--name", "e", "--type", "ZVOL", "--disk", "tank/vm/one").ok()
+        ctl(daemon, "volume", "delete", "tank", "vm/one").refused("extent e is on it")
+        ctl(daemon, "extent", "delete", "e").ok()
+        ctl(daemon, "volume", "delete", "tank", "vm/one").ok()
+        ctl(daemon, "volume", "create", "tank", "two", "much").refused("volsize", "Enter a size")
+        ctl(daemon, "volume", "list", "none").refused("there is no")
+    finally:
+        daemon.kill9()
+
+
+def test_events_are_told_as_they_happen(busy: Daemon) -> None:
+    command = [sys.executable, "-m", "targetd.ctl", *options(busy), "events", "--json"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    ) as told:
+        assert told.stdout is not None
+        try:
+            while True:  # until it listens, nothing is told
+                made = busy.create("authorizedinitiator")
+                if select.select([told.stdout], [], [], 0.2)[0]:
+                    break
+            event = json.loads(told.stdout.readline())
+            assert event["event"] == "configuration"
+            assert event["changed"]["initiator_groups"]["written"][0] <= made["id"]
+        finally:
+            told.terminate()
 
 
 def test_refused_logins_are_told_and_explained(busy: Daemon) -> None:
