@@ -140,6 +140,55 @@ def test_a_header_digest_error_ends_the_stream() -> None:
         assert recorder.seen == []
 
 
+def spoil(stream: bytes, at: int, bit: int) -> bytes:
+    return stream[:at] + bytes((stream[at] ^ 1 << bit,)) + stream[at + 1 :]
+
+
+@given(PDUS, PDUS, st.booleans(), st.data())
+def test_one_wrong_header_costs_one_pdu_wherever_the_stream_is_split(
+    before: list[tuple[int, bytes, bytes]],
+    behind: list[tuple[int, bytes, bytes]],
+    data_digest: bool,
+    choices: st.DataObject,
+) -> None:
+    """RFC 7143 §7.8, with ``resynchronise``: any bit of header, AHS and header digest but the lengths."""
+    digests = (True, data_digest)
+    bad = choices.draw(PDUS.filter(bool))[0]
+    wrong = pdu(*bad[:2], ahs=bad[2], digests=digests)
+    head = 48 + len(bad[2]) + 4
+    at = choices.draw(st.integers(0, head - 1).filter(lambda at: not 4 <= at < 8))
+    good = [
+        [pdu(opcode, data, ahs=ahs, digests=digests) for opcode, data, ahs in part]
+        for part in (before, behind)
+    ]
+    stream = b"".join([*good[0], spoil(wrong, at, choices.draw(st.integers(0, 7))), *good[1]])
+    recorder = Recorder(header_digest=True, data_digest=data_digest)
+    recorder.framer.resynchronise = True
+    cuts = choices.draw(st.lists(st.integers(0, len(stream)), max_size=8))
+    for start, stop in pairwise([0, *sorted(cuts), len(stream)]):
+        recorder.feed(stream[start:stop])
+    assert recorder.seen == [expected(*each) for each in [*before, *behind]]
+    assert not recorder.framer.in_pdu
+
+
+@given(PDUS.filter(lambda pdus: len(pdus) > 1), st.integers(4, 7), st.integers(0, 7), st.integers(1, 5000))
+def test_a_wrong_length_never_makes_a_pdu_of_what_is_none(
+    pdus: list[tuple[int, bytes, bytes]], at: int, bit: int, step: int
+) -> None:
+    """RFC 7143 §7.8: what is handed on was sent, whatever a header says of its length. With one that is wrong
+    within the padding alone the next PDU is where it should be, and the stream goes on."""
+    stream = b"".join(pdu(opcode, data, ahs=ahs, digests=(True, True)) for opcode, data, ahs in pdus)
+    stream = spoil(stream, at, bit)
+    recorder = Recorder(header_digest=True, data_digest=True)
+    recorder.framer.resynchronise = True
+    try:
+        for start in range(0, len(stream), step):
+            recorder.feed(stream[start : start + step])
+    except ProtocolViolation:
+        pass
+    assert recorder.seen in ([], [expected(*each) for each in pdus[1:]])
+
+
 @pytest.mark.parametrize("cut", [48, 20, 1000])
 def test_more_data_than_declared_is_refused_before_it_is_stored(cut: int) -> None:
     """RFC 7143 §13.12: the sender MUST respect MaxRecvDataSegmentLength."""
