@@ -4,7 +4,8 @@ One row a key says who may send it, when, what values it can have, and how two v
 that are not in the table are NotUnderstood, which is an answer and not an error (§6.2).
 
 What is never agreed to: DataPDUInOrder and DataSequenceInOrder other than Yes (their function is OR and
-ours is Yes), markers (obsolete, §13.25).
+ours is Yes), markers (obsolete, §13.25), TaskReporting other than RFC3720 (§13.23: FastAbort would have
+multi-task aborts answered by §4.2.3.4, and ours are by §4.2.3.3).
 """
 
 from collections.abc import Callable, Mapping

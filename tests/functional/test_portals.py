@@ -208,9 +208,11 @@ def test_a_portal_with_an_address_of_nowhere(daemon: Daemon) -> None:
         202,
         "PUT",
         "services/iscsi/portal/1/",
-        {"iscsi_target_portal_ips": [daemon.portal, "[2001:db8::77]:3260"]},
+        {"iscsi_target_portal_ips": [daemon.portal, "[2001:db8::77]:3260", "[fe80::77%nowhere0]:3260"]},
     )
-    assert changed["iscsi_target_portal_status"].startswith("[2001:db8::77]:3260 ")
+    v6, link_local = changed["iscsi_target_portal_status"].split("; ")
+    assert v6.startswith("[2001:db8::77]:3260 ")
+    assert link_local == "[fe80::77%nowhere0]:3260 is of an interface that this host does not have"
     disk = daemon.create_disk("disk", "8MB")
     daemon.restart()
     assert status(daemon, made["id"]) == told
