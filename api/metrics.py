@@ -84,6 +84,11 @@ _PORTAL: Final[Sequence[_Family]] = (
     _counter("iscsi_portal_read_bytes", "Bytes of Data-In sent.", lambda p: p.bytes_read),
     _counter("iscsi_portal_written_bytes", "Bytes of Data-Out taken.", lambda p: p.bytes_written),
     _gauge("iscsi_portal_in_flight", "Commands under way.", lambda p: p.in_flight),
+    _gauge(
+        "iscsi_portal_addresses_absent",
+        "Addresses that this host has not got, or whose port is taken.",
+        lambda p: p.addresses_absent,
+    ),
 )
 
 _WHOLE: Final[Sequence[_Family]] = (

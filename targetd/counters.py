@@ -157,7 +157,9 @@ class Counters:
             latency=latency.frozen() if latency is not None else Latency(),
         )
 
-    def of_portal(self, portal_id: int, connections: int, sessions: list[Session]) -> PortalStatistics:
+    def of_portal(
+        self, portal_id: int, connections: int, sessions: list[Session], addresses_absent: int = 0
+    ) -> PortalStatistics:
         """One portal, with the sessions that came through it and are open."""
         portal = self.portal(portal_id)
         latency = LatencyCounter()
@@ -177,6 +179,7 @@ class Counters:
             login_failures=dict(portal.login_failures),
             drops=dict(portal.drops),
             latency=latency.frozen(),
+            addresses_absent=addresses_absent,
         )
 
 

@@ -153,6 +153,8 @@ class PortalStatistics:
     drops: dict[str, int]
     """Kind of reason → connections that ended."""
     latency: Latency
+    addresses_absent: int = 0
+    """Addresses that are not listened on, though they are wanted."""
 
 
 @dataclass(frozen=True, slots=True)

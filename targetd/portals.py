@@ -181,6 +181,10 @@ class Portals:
         missing = [address for address in portal.addresses if address in self.absent]
         return "; ".join(f"{address} {self.absent[address]}" for address in missing) or "ok"
 
+    def count_absent(self, portal_id: int) -> int:
+        """How many of its addresses are waited for."""
+        return sum(self._wanted[address] == portal_id for address in self.absent)
+
     def listens(self, portal: Portal) -> bool:
         """At one address at least."""
         return any(address in self._server.listeners for address in portal.addresses)

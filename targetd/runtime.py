@@ -317,7 +317,7 @@ class Runtime:
             ),
             sessions=tuple(map(counters.of_session, sessions)),
             portals=tuple(
-                counters.of_portal(portal_id, len(channels), open_ones)
+                counters.of_portal(portal_id, len(channels), open_ones, self.portals.count_absent(portal_id))
                 for portal_id, (channels, open_ones) in portals.items()
             ),
             changes=self._changes,

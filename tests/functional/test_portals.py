@@ -204,6 +204,9 @@ def test_a_portal_with_an_address_of_nowhere(daemon: Daemon) -> None:
     told = f"{ELSEWHERE}:{PORT} is not an address of this host"
     assert made["iscsi_target_portal_status"] == told
     daemon.wait_for_line("WARNING", told, since=seen)
+    metrics = daemon.api("GET", "/metrics").text
+    assert f'iscsi_portal_addresses_absent{{portal="{made["id"]}"}} 1.0' in metrics
+    assert 'iscsi_portal_addresses_absent{portal="1"} 0.0' in metrics
     changed = daemon.expect(
         202,
         "PUT",
