@@ -110,7 +110,7 @@ def record(name: str, workload: str, seconds: float, directory: Path) -> None:
     try:
         subject.start()
         perf = ["perf", "record", "-q", "-F", "4000", "-e", "cpu-clock", "-o", str(found)]
-        with subprocess.Popen([*perf, "-p", str(subject.pid), "--", "sleep", str(seconds)]):
+        with subprocess.Popen([*perf, "-p", str(subject.pid), "--", "sleep", str(2 * seconds + 2)]):
             print(measure(subject, work, seconds), flush=True)
     finally:
         subject.stop()

@@ -38,6 +38,7 @@ from bench.workloads import (
 
 RESULTS = Path(__file__).resolve().parent / "results"
 IDLE_SESSIONS = 1000
+BUSY = " The machine was busy with other work: run it again on an idle one before you rely on these figures."
 
 _S = TypeVar("_S", bound=Subject)
 
@@ -189,6 +190,8 @@ def main() -> int:
         f"median of {options.rounds} × {options.seconds:g} s, interleaved; {about['time'][:10]}; "
         f"load average {about['load average before']:.1f} before, {about['load average after']:.1f} after."
     )
+    if about["load average before"] > about["cores"]:
+        heading += BUSY
     print(f"\n{heading}")
     print(report.terminal(grid, names))
     print()

@@ -3,7 +3,7 @@
 Each file in ``versions/`` takes a store from one version to the next, written by hand and never edited once
 released, so a store of any age ends up the same. To change the schema: add a file with the next number,
 raise ``HEAD``, and change what ``targetd.store`` derives from the model; a test compares the two. A fresh
-store is made from the model and stamped with ``HEAD``: the same, in a tenth of the time.
+store is made from the model and stamped with ``HEAD``: the same, without importing Alembic.
 
 Versions are numbers of four digits, so that a program can tell a newer store from an older one.
 """
