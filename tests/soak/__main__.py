@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.daemon import HOST, ROOT, Daemon, Disk
-from tests.soak.host import FAULT_NAMES, UNIT_BLOCKS, UNITS, Host
+from tests.soak.host import ENDED, FAULT_NAMES, UNIT_BLOCKS, UNITS, Host
 
 THREADS = 8
 """Each with a target of its own, so that a reset of a LUN ends no command that another thread waits for."""
@@ -217,7 +217,7 @@ class Soak:
                 if sessions:
                     path = f"services/iscsi/session/{source.choice(sessions)['id']}/"
                     assert daemon.api("DELETE", path).status in (202, 204, 404)
-                    self.report.done["sessions ended by an administrator"] += 1
+                    self.report.done[ENDED] += 1
             case _:
                 assert daemon.api("GET", "/metrics").status == 200
         return spare

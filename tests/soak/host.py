@@ -109,7 +109,7 @@ class Host:
                 if self.peer is not None:
                     self.peer.close()
                     self.peer = None
-                self.done["connections lost"] += 1
+                self.done[LOST] += 1
             else:
                 self.done[action.__name__.strip("_")] += 1
                 return
@@ -283,4 +283,6 @@ FAULTS: dict[_Action, int] = {
 }  # fmt: skip
 _ACTIONS = list((WORK | FAULTS).keys())
 _WEIGHTS = list((WORK | FAULTS).values())
-FAULT_NAMES = frozenset(action.__name__.strip("_") for action in FAULTS)
+LOST = "connections lost"
+ENDED = "sessions ended by an administrator"
+FAULT_NAMES = frozenset((*(action.__name__.strip("_") for action in FAULTS), LOST, ENDED))
