@@ -52,7 +52,7 @@ IOV_MAX = 1024
 CLOSE_S = 5.0
 """How long a peer may take to read the last of what we say before its connection is closed."""
 
-ACCEPT_AT_ONCE = 8
+ACCEPT_AT_ONCE = 2
 """Then those that are connected get their turn: one takes some 0.1 ms."""
 BACKLOG = 1024
 TICK_S = 1.0
