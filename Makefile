@@ -15,13 +15,14 @@ unexport PYTHONSTARTUP
 
 PY := .venv/bin/python
 
-.PHONY: help run test bench fuzz soak coverage package audit lint format clean
+.PHONY: help run test bench bench-workers fuzz soak coverage package audit lint format clean
 .PHONY: system-test system-guest system-bench
 
 help:
 	@echo 'make run     serve a ready 1 GiB demo target (ARGS="..." adds options of iscsi-targetd serve)'
 	@echo 'make test    all checks: format, lint, types, tests against the installed system peers'
 	@echo 'make bench   compare with the C floor, tgtd and istgt (ARGS="--quick" and more: --help)'
+	@echo 'make bench-workers   two targets in one process against two processes'
 	@echo 'make fuzz    whatever bytes come: atheris, 5 minutes a harness (ARGS="--seconds 60 pdus")'
 	@echo 'make soak    1000 sessions, faults and changes for 10 minutes (ARGS="--seconds 60 --sessions 100")'
 	@echo 'make coverage   branches of protocol/ that tests and corpus reach'
@@ -54,6 +55,9 @@ test: .venv/installed-dev system-test system-guest lint
 
 bench: .venv/installed-dev system-bench
 	@umask 022 && bench/build.sh && $(PY) -m bench.run $(ARGS)
+
+bench-workers: .venv/installed-dev system-bench
+	@umask 022 && bench/build.sh && $(PY) -m bench.workers $(ARGS)
 
 fuzz: .venv/installed-fuzz
 	@umask 022 && $(PY) -m tests.fuzz $(ARGS)

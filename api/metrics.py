@@ -108,6 +108,16 @@ _WHOLE: Final[Sequence[_Family]] = (
 )
 
 
+_PROCESS: Final[Sequence[_Family]] = (
+    _gauge("iscsi_worker_up", "1: the worker process is there.", lambda p: p.pid > 0),
+    _counter("iscsi_worker_restarts", "Times it was started again.", lambda p: p.restarts),
+    _counter("iscsi_worker_cpu_seconds", "User and system time of this process.", lambda p: p.cpu_s),
+    _gauge("iscsi_worker_resident_memory_bytes", "Resident memory.", lambda p: p.resident_bytes),
+    _gauge("iscsi_worker_open_fds", "File descriptors open.", lambda p: p.descriptors),
+    _gauge("iscsi_worker_loop_lag_seconds", "How late its event loop was last.", lambda p: p.loop_lag_s),
+)
+
+
 def _unit_labels(unit: UnitStatistics) -> tuple[str, ...]:
     target, lun = unit.luns[0] if unit.luns else ("", "")
     return str(unit.extent_id), unit.extent, target, str(lun)
@@ -186,6 +196,8 @@ class _Snapshot(Collector):
         ]
         portals = [(_portal_labels(portal), portal) for portal in statistics.portals]
         yield from _simple(_WHOLE, (), [((), statistics)])
+        if statistics.processes:
+            yield from _simple(_PROCESS, ("worker",), [((p.name,), p) for p in statistics.processes])
         yield from _simple(_UNIT, _UNIT_LABELS, units)
         yield _counted(
             "iscsi_lun_commands",

@@ -9,11 +9,19 @@ from targetd.options import PROGRAM, UsageError, describe, parse, version
 
 __all__ = ["main"]
 
+WORKER = "worker"
+"""First argument where the program is a worker process of another one; not for people."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status: 0, 1 failure, 2 usage."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == [WORKER]:
+        from targetd.workers.worker import serve
+
+        return serve(*map(int, given[1:]))
     try:
-        command = parse(sys.argv[1:] if arguments is None else arguments, os.environ)
+        command = parse(given, os.environ)
     except UsageError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2

@@ -39,6 +39,7 @@ from targetd.reload import Reloader
 from targetd.runtime import Runtime
 from targetd.store import Store, StoreError
 from targetd.tls import Certificate
+from targetd.workers.fleet import Fleet
 
 __all__ = ["StartError", "run"]
 
@@ -88,7 +89,14 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners) -> None:
     except ValueError as error:
         raise StartError(str(error)) from None
     store = await Store.open(state / STORE_NAME)
-    runtime = Runtime(store, roots, loop, dict(options.pools), listeners=listeners)
+    runtime: Runtime | Fleet
+    if options.workers > 1:
+        runtime = Fleet(
+            *(store, roots, loop, dict(options.pools), options.workers),
+            *(options.log_level, options.log_format, listeners),
+        )
+    else:
+        runtime = Runtime(store, roots, loop, dict(options.pools), listeners=listeners)
     admin = Account(ADMIN, await asyncio.to_thread(hash_password, password))
     storage = StorageResource(runtime, Pools(dict(options.pools)))
     authenticator = Authenticator({ADMIN: admin})

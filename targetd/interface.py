@@ -22,6 +22,7 @@ __all__ = [
     "LoginFailure",
     "LunStatus",
     "PortalStatistics",
+    "ProcessStatistics",
     "ServiceState",
     "SessionStatistics",
     "SessionStatus",
@@ -171,6 +172,24 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessStatistics:
+    """One worker process."""
+
+    name: str
+    """Its number, from 1 up."""
+    pid: int
+    """0: it is not there at the moment."""
+    cpu_s: float = 0.0
+    """User and system time."""
+    resident_bytes: int = 0
+    descriptors: int = 0
+    loop_lag_s: float = 0.0
+    loop_lag_longest_s: float = 0.0
+    restarts: int = 0
+    """Since the daemon started."""
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """Counters since start, at one moment. Times in seconds, lengths in bytes."""
 
@@ -190,6 +209,8 @@ class Statistics:
     """Events that readers of the stream were too slow for."""
     work: tuple[Work, ...] = ()
     """What is under way just now."""
+    processes: tuple[ProcessStatistics, ...] = ()
+    """Workers, where there are any."""
 
 
 class StorageError(Exception):
@@ -381,7 +402,7 @@ class Engine(Protocol):
     def statistics(self) -> Awaitable[Statistics]:
         """Counters since start."""
 
-    def login_failures(self) -> list[LoginFailure]:
+    def login_failures(self) -> Awaitable[list[LoginFailure]]:
         """The last ones, newest first."""
 
     def explain(

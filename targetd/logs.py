@@ -14,11 +14,12 @@ import re
 import sys
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TextIO
 
 __all__ = ["FIELDS", "JsonFormatter", "TextFormatter", "bind", "set_up"]
 
-FIELDS = ("connection", "peer", "initiator", "target", "lun", "tag")
+FIELDS = ("worker", "connection", "peer", "initiator", "target", "lun", "tag")
 """Fields of a line, in the order in which text shows them."""
 
 REDACTED = re.compile(
@@ -121,18 +122,28 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
+def _name_worker(worker: int, record: logging.LogRecord) -> bool:
+    record.worker = worker
+    return True
+
+
 FORMATTERS: dict[str, type[logging.Formatter]] = {"text": TextFormatter, "json": JsonFormatter}
 
 
-def set_up(level: str = "info", style: str = "text", stream: TextIO | None = None) -> None:
+def set_up(
+    level: str = "info", style: str = "text", stream: TextIO | None = None, worker: int | None = None
+) -> None:
     """Send everything from ``level`` up to ``stream`` (standard error), and nowhere else.
 
     Args:
         level: ``debug``, ``info``, ``warning`` or ``error``.
         style: ``text`` or ``json``.
+        worker: which of the worker processes this is.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(FORMATTERS[style]())
+    if worker is not None:
+        handler.addFilter(partial(_name_worker, worker))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)

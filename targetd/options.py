@@ -28,6 +28,8 @@ PROGRAM = "iscsi-targetd"
 ENVIRONMENT = "ISCSI_TARGETD_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
+MAX_WORKERS = 256
+"""More processors than one host has for this."""
 
 
 class UsageError(Exception):
@@ -128,6 +130,15 @@ def read_password_file(text: str) -> Path:
     return path
 
 
+def read_workers(text: str) -> int:
+    """A number of worker processes; ``auto`` is one for each processor but the first, and at least 1."""
+    if text.lower() == "auto":
+        return max(len(os.sched_getaffinity(0)) - 1, 1)
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= MAX_WORKERS:
+        raise ValueError(f"{text!r} is neither auto nor a number from 1 to {MAX_WORKERS}")
+    return int(text)
+
+
 def read_choice(*choices: str) -> Callable[[str], str]:
     """One of the choices, in any case."""
 
@@ -160,6 +171,7 @@ def option(
     default: Any = None,
     shown: str = "",
     many: bool = False,
+    number: bool = False,
     in_file: bool = True,
 ) -> Any:
     """One option.
@@ -167,6 +179,7 @@ def option(
     Args:
         default: what ``read`` makes of it is the value, None is None.
         shown: the default as the help text tells it, where it is not simply ``default``.
+        number: the file may give it as one.
         many: repeatable; a list in the file, separated by ``:`` in the environment.
         in_file: False where the file would be no place for it.
     """
@@ -178,6 +191,7 @@ def option(
             "default": default,
             "shown": shown or default,
             "many": many,
+            "number": number,
             "in_file": in_file,
         }
     )
@@ -206,6 +220,14 @@ class Options:
     """Name and directory."""
     api_password_file: Path | None = option(
         read_password_file, "FILE", "admin password", shown="made once, into STATE-DIR/api-password"
+    )
+    workers: int = option(
+        read_workers,
+        "N",
+        "processes that the targets are spread over; 1: all in one",
+        default="auto",
+        shown="one for each processor but the first, at least 1",
+        number=True,
     )
     tls_cert: Path | None = option(read_file, "FILE", "certificate chain (PEM): serve the API over HTTPS")
     tls_key: Path | None = option(read_file, "FILE", "private key of --tls-cert (PEM)")
@@ -252,6 +274,8 @@ class Declared:
         texts = given if isinstance(given, list) and many else [given]
         values = []
         for text in texts:
+            if self.metadata["number"] and type(text) is int:  # not bool, which is one
+                text = str(text)  # the one form that all readers take
             if not isinstance(text, str):
                 expected = "true or false" if self.is_flag else "a list of strings" if many else "a string"
                 raise UsageError(_one_line(f"{where}: {text!r} is not {expected}"))

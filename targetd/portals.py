@@ -182,12 +182,14 @@ class Portals:
         return "; ".join(f"{address} {self.absent[address]}" for address in missing) or "ok"
 
     def count_absent(self, portal_id: int) -> int:
-        """How many of its addresses are waited for."""
-        return sum(self._wanted[address] == portal_id for address in self.absent)
+        """How many of its addresses are waited for here; a worker waits for none, but knows of them."""
+        return sum(self._wanted.get(address) == portal_id for address in self.absent)
 
-    def listens(self, portal: Portal) -> bool:
-        """At one address at least."""
-        return any(address in self._server.listeners for address in portal.addresses)
+    def obstacle(self, portal: Portal) -> str:
+        """Why nobody can come in through a portal; empty if it listens, at one address at least."""
+        if any(address in self._server.listeners for address in portal.addresses):
+            return ""
+        return f"portal {portal.id} listens nowhere: {self.status(portal)}"
 
 
 def _wanted(config: Configuration) -> dict[str, int]:

@@ -18,6 +18,7 @@ from targetd import logs
 from targetd.options import DECLARED, Options, UsageError, parse
 from targetd.runtime import Runtime
 from targetd.tls import Certificate
+from targetd.workers.fleet import Fleet
 
 __all__ = ["LIVE", "Reloader"]
 
@@ -30,7 +31,7 @@ class Reloader:
 
     started: Options
     """As they were at the start."""
-    runtime: Runtime
+    runtime: Runtime | Fleet
     users: UsersResource
     admin: Account
     certificate: Certificate | None
@@ -74,6 +75,8 @@ class Reloader:
 
     async def _logs(self, options: Options) -> str:
         logs.set_up(options.log_level, options.log_format)
+        if isinstance(self.runtime, Fleet):
+            self.runtime.set_logs(options.log_level, options.log_format)
         return ""
 
     async def _password(self, options: Options) -> str:

@@ -349,7 +349,7 @@ class Runtime:
         portal = self._config.portals.get(portal_id)
         return self.portals.status(portal) if portal is not None else "ok"
 
-    def login_failures(self) -> list[LoginFailure]:
+    async def login_failures(self) -> list[LoginFailure]:
         return list(reversed(self._failures))
 
     async def explain(
@@ -383,9 +383,8 @@ class Runtime:
             allowed, rule = False, f"{rule}, but {moved.reason}"
         if not self._config.service_enabled:
             allowed, rule = False, f"{rule}, but the service is stopped"
-        elif not portal.addresses or (self._listens and not self.portals.listens(portal)):
-            status = self.portals.status(portal)
-            allowed, rule = False, f"{rule}, but portal {portal.id} listens nowhere: {status}"
+        elif self._listens and (obstacle := self.portals.obstacle(portal)):
+            allowed, rule = False, f"{rule}, but {obstacle}"
         return Explanation(
             portal_id=portal.id,
             portal_addresses=portal.addresses,
@@ -508,6 +507,9 @@ class Runtime:
                 if channel.connection.session is None:  # it may be about to have a session on one of them
                     channel.drop("target moved")
             lost = old.extents.keys() - new.extents.keys()
+            for id in lost:
+                for unit in self._extents[id].units.values():
+                    sanitize.stop(unit)
             states = {id: self._extents[id].reservations.state for id in lost}
             retired = self._swap(old, new, diff(old, new), _Prepared())
             await self._retired(retired, [])

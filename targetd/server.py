@@ -19,6 +19,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
@@ -36,7 +37,7 @@ from targetd.limits import Doorkeeper, Limits, Visitor
 from targetd.loop import Loop
 from targetd.model import split_address
 
-__all__ = ["Channel", "Server", "bind", "bind_reason"]
+__all__ = ["Begun", "Channel", "Server", "bind", "bind_reason"]
 
 log = logging.getLogger("targetd.iscsi")
 
@@ -101,6 +102,18 @@ def bind(address: str, *, share_port: bool = False) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A connection whose login another process has begun to read."""
+
+    since: float
+    """When it was accepted, on the loop's clock."""
+    received: bytes
+    """All that has come."""
+    answered: int
+    """Bytes that were said to it, and would be said again."""
 
 
 class Channel:
@@ -216,6 +229,16 @@ class Channel:
         """The rest of a long data segment goes where it belongs; what follows goes into the buffer."""
         return self.sock.recvmsg_into((target, self.server.receive_buffer))[0]
 
+    def resume(self, begun: Begun) -> None:
+        """Go on with what another process has begun. A login is answered by the same bytes however often it
+        is read, as far as it was read there: what follows from a request alone."""
+        connection = self.connection
+        connection.in_login_since = begun.since
+        connection.receive_data(begun.received, self.server.loop.time())
+        connection.out = _without(connection.data_to_send(), begun.answered)
+        self.carry_out()
+        self.flush()
+
     def carry_out(self) -> None:
         """Run what the connection has made ready."""
         connection = self.connection
@@ -278,13 +301,7 @@ class Channel:
                 return out
             if len(batch) == len(out) and sent == sum(map(len, out)):
                 return []
-            index = 0
-            while index < len(out) and sent >= len(out[index]):
-                sent -= len(out[index])
-                index += 1
-            out = out[index:]
-            if sent:
-                out[0] = memoryview(out[0])[sent:]
+            out = _without(out, sent)
         return out
 
     def _judge_backlog(self) -> None:
@@ -475,6 +492,15 @@ class Server:
         channel = self.channel(self, sock, _shown(peer), _shown(sock.getsockname()), portal_id, visitor)
         self.channels.add(channel)
 
+    def adopt(
+        self, sock: socket.socket, peer: str, local: str, portal_id: int, visitor: Visitor, begun: Begun
+    ) -> None:
+        """Serve a connection that another process has accepted and set up."""
+        sock.setblocking(False)
+        channel = Channel(self, sock, peer, local, portal_id, visitor)
+        self.channels.add(channel)
+        channel.resume(begun)
+
     def _resume(self, listener: socket.socket, address: str) -> None:
         if self.listeners.get(address, (None, 0))[0] is listener:
             self.loop.add_reader(listener.fileno(), self._accept, listener, address)
@@ -539,6 +565,18 @@ class Server:
             self.unlisten(address)
         for channel in list(self.channels):
             channel.drop("shutdown")
+
+
+def _without(out: list[Buffer], count: int) -> list[Buffer]:
+    """``out`` but for its first ``count`` bytes."""
+    index = 0
+    while index < len(out) and count >= len(out[index]):
+        count -= len(out[index])
+        index += 1
+    out = out[index:]
+    if count:
+        out[0] = memoryview(out[0])[count:]
+    return out
 
 
 def _shown(address: tuple[Any, ...]) -> str:

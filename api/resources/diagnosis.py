@@ -111,7 +111,7 @@ class DiagnosisResource:
 
     async def get_failures(self, request: web.Request) -> web.StreamResponse:
         """GET of the refusals."""
-        failures = self.engine.login_failures()
+        failures = await self.engine.login_failures()
         offset, chosen = page(request, failures)
         headers = content_range(offset, len(chosen), len(failures))
         return answer(200, [dataclasses.asdict(failure) for failure in chosen], headers)

@@ -81,7 +81,7 @@ class MemoryEngine:
     async def statistics(self) -> Statistics:
         return self.counted
 
-    def login_failures(self) -> list[LoginFailure]:
+    async def login_failures(self) -> list[LoginFailure]:
         return list(self.failures)
 
     async def explain(

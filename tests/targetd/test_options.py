@@ -58,6 +58,7 @@ def test_defaults_are_those_of_the_design(tmp_path: Path, monkeypatch: pytest.Mo
         api=Address("127.0.0.1", 8260),
         extent_roots=(),
         pools=(),
+        workers=max(len(os.sched_getaffinity(0)) - 1, 1),
         api_password_file=None,
         tls_cert=None,
         tls_key=None,
@@ -106,7 +107,7 @@ def test_every_option_can_be_given_in_every_place(tmp_path: Path, toml) -> None:
     texts = {
         "state-dir": "/s", "portal": "10.0.0.1:99", "api": "[::]:98", "extent-root": "/r",
         "api-password-file": str(secret), "demo": "true", "log-level": "debug", "log-format": "json",
-        "pool": f"tank={tmp_path}",
+        "pool": f"tank={tmp_path}", "workers": "3",
     }  # fmt: skip
     in_file = {declared.name for declared in DECLARED if declared.metadata["in_file"]}
     assert in_file == texts.keys() | {"tls-cert", "tls-key"}
@@ -119,6 +120,17 @@ def test_every_option_can_be_given_in_every_place(tmp_path: Path, toml) -> None:
     assert {f: getattr(by_file, f) for f in Options.__slots__ if f != "config"} == {
         f: getattr(by_line, f) for f in Options.__slots__ if f != "config"
     }
+
+
+def test_workers_are_one_for_each_processor_but_the_first(toml) -> None:
+    processors = len(os.sched_getaffinity(0))
+    assert options().workers == options("--workers", "auto").workers == max(processors - 1, 1)
+    assert options("--config", toml("workers = 7")).workers == 7
+    for text in ("0", "-1", "257", "two", "1.5"):
+        with pytest.raises(UsageError, match=r"--workers: .*neither auto nor a number from 1 to 256"):
+            options(f"--workers={text}")
+    with pytest.raises(UsageError, match="True is not a string"):
+        options("--config", toml("workers = true"))
 
 
 @pytest.mark.parametrize(

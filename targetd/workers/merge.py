@@ -1,0 +1,63 @@
+"""The statistics of several processes as those of one."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from targetd.interface import Latency, PortalStatistics, ProcessStatistics, Statistics
+from targetd.workers.member import Member
+
+__all__ = ["merged", "with_base"]
+
+
+def _sum(one: Any, other: Any) -> Any:
+    if isinstance(one, dict):
+        return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}
+    if isinstance(one, Latency):
+        buckets = tuple(a + b for a, b in zip(one.buckets, other.buckets, strict=True))
+        return Latency(buckets, one.sum_s + other.sum_s)
+    return one + other
+
+
+def _added(one: PortalStatistics, other: PortalStatistics) -> PortalStatistics:
+    """Both together."""
+    names = (item.name for item in fields(PortalStatistics) if item.name != "id")
+    return replace(one, **{name: _sum(getattr(one, name), getattr(other, name)) for name in names})
+
+
+def with_base(portal: PortalStatistics, base: PortalStatistics | None) -> PortalStatistics:
+    """What a worker that has ended had counted, with what those before it had: counters never fall. What it
+    had open is no more."""
+    portal = replace(portal, connections=0, sessions=0, in_flight=0)
+    return portal if base is None else _added(base, portal)
+
+
+def merged(
+    front: Statistics,
+    counted: Sequence[tuple[Member, Statistics]],
+    base: Iterable[PortalStatistics],
+    members: Iterable[Member],
+) -> Statistics:
+    """The front's and the workers', as one. Of the loops the worst is told."""
+    portals = {portal.id: portal for portal in front.portals}
+    told = [statistics for _, statistics in counted]
+    for portal in (*(portal for each in told for portal in each.portals), *base):
+        if portal.id in portals:
+            portals[portal.id] = _added(portals[portal.id], portal)
+    processes = {member.index: each.processes[0] for member, each in counted}
+    return replace(
+        front,
+        units=tuple(unit for each in told for unit in each.units),
+        sessions=(*front.sessions, *(session for each in told for session in each.sessions)),
+        portals=tuple(portals.values()),
+        work=tuple(work for each in told for work in each.work),
+        loop_lag_s=max(each.loop_lag_s for each in (front, *told)),
+        loop_lag_longest_s=max(each.loop_lag_longest_s for each in (front, *told)),
+        processes=tuple(
+            replace(
+                processes.get(member.index, ProcessStatistics(str(member.index), 0)),
+                restarts=member.starts - 1,
+            )
+            for member in members
+        ),
+    )
