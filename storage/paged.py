@@ -9,7 +9,7 @@ other buffered write to a local file system is a copy into the page cache and so
 than a hop to a worker and back (30–60 µs) up to ``INLINE_WRITE_LIMIT``. Three things can make it wait, and
 each has its rule: a partial page that is not in memory must be read in first (such writes go to a
 worker); file systems behind a network or another process wait for that (``_inline`` is false for them);
-and the kernel holds up writers when too much is dirty (a governor sends writes to workers for a second
+and the kernel holds up writers when too much is dirty (a governor sends writes to workers for a while
 after one that slept for long; a thread that only lost its processor to others has waited for no medium).
 
 **Faults.** A medium that is known to be cut off, deleted or gone serves nothing: silent zeros and writes
@@ -41,8 +41,10 @@ SLOW_WRITE_S = 0.010
 """An inline write that takes longer has waited for more than a copy. Twice the interpreter's switch
 interval, because waiting for the GIL after the call counts here too and says nothing of the medium."""
 
-SLOW_WRITE_PAUSE_S = 1.0
-"""How long after a slow one writes go to workers. The kernel's own pauses for a writer are up to 0.2 s."""
+SLOW_WRITE_PAUSE = 20
+"""For how many times as long as a slow one took the next writes go to workers: so the event loop waits for
+this medium a twentieth of its time at most, and a short wait (a page under write-back, a journal's commit)
+does not send a thousand writes after it the dear way. The kernel's pauses for a writer are up to 0.2 s."""
 
 WATCHED_WRITES = 64
 """How many inline writes after one that took long are watched: whether the thread slept in the next such."""
@@ -174,7 +176,7 @@ class Paged(Backend):
         """
         if took_s > SLOW_WRITE_S:
             if 0 <= sleeps < _sleeps():
-                self._inline_again = perf_counter() + SLOW_WRITE_PAUSE_S
+                self._inline_again = perf_counter() + SLOW_WRITE_PAUSE * took_s
             self._watched = WATCHED_WRITES
         elif self._watched:
             self._watched -= 1

@@ -15,7 +15,7 @@ import storage.file
 from storage.base import Buffer, Run
 from storage.file import File
 from storage.mapping import CHUNK, PAGE, STORE_LIMIT
-from storage.paged import INLINE_WRITE_LIMIT, WATCHED_WRITES
+from storage.paged import INLINE_WRITE_LIMIT, SLOW_WRITE_PAUSE, WATCHED_WRITES
 from tests.media import drop_from_cache, file_system, requires_loop_devices
 
 MIB = 1 << 20
@@ -221,6 +221,31 @@ def test_after_slow_inline_writes_that_slept_a_worker_takes_the_next(
     now[0] += 10
     assert extent.write_nowait(0, data)
     assert not extent.write_nowait(0, data)
+
+
+def test_the_longer_an_inline_write_slept_the_longer_workers_write(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop waits for a medium a small part of its time at most, whatever one wait takes."""
+    extent = File(str(path))
+    now = [100.0]
+    monkeypatch.setattr("storage.paged.perf_counter", lambda: now[0])
+    monkeypatch.setattr("storage.paged.SLOW_WRITE_S", 0.01)
+    pwrite, naps = os.pwrite, [0.02, 0.02, 0.2]
+
+    def sleeping(*arguments: Any) -> int:
+        threading.Event().wait(0.001)
+        now[0] += naps.pop(0)
+        return pwrite(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", sleeping)
+    data = bytes(STORE_LIMIT + PAGE)
+    assert extent.write_nowait(0, data)
+    for nap in (0.02, 0.2):
+        assert extent.write_nowait(0, data)
+        now[0] += nap * (SLOW_WRITE_PAUSE - 1)
+        assert not extent.write_nowait(0, data)
+        now[0] += nap * 2
 
 
 def test_a_thread_that_only_lost_its_processor_has_not_met_a_slow_medium(
