@@ -124,17 +124,26 @@ class Lane:
     def _serve(self) -> None:
         queue, post = self._queue, self._completions.post
         while True:
-            with self._lock:
-                self._waiting += 1
             try:
-                item = queue.get(timeout=IDLE_S)
+                item = queue.get_nowait()  # the accounts of waiting cost as much as a short work
             except Empty:
-                item = None
-            with self._lock:
-                self._waiting -= 1
-                if item is None and queue.empty():
-                    self._threads -= 1
-                    return
+                item = self._wait()
             if item is not None:
                 work, done = item
                 post(done, work())
+                continue
+            with self._lock:
+                if queue.empty():
+                    self._threads -= 1
+                    return
+
+    def _wait(self) -> tuple[Callable[[], Any], Callable[[Any], None]] | None:
+        with self._lock:
+            self._waiting += 1
+        try:
+            return self._queue.get(timeout=IDLE_S)
+        except Empty:
+            return None
+        finally:
+            with self._lock:
+                self._waiting -= 1
