@@ -49,7 +49,9 @@ class Coalescer:
             try:
                 self._action()
             except OSError as error:
-                mine.error = error
+                # Without its traceback, whose frames hold ``mine`` and what the action used: a cycle that
+                # would keep a closed medium's descriptor until somebody looks for garbage.
+                mine.error = OSError(error.errno, error.strerror, error.filename)
                 raise
             finally:
                 with self._changed:

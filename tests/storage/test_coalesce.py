@@ -1,7 +1,10 @@
 """Flushes that overlap share the next run, and each is covered by one that started after it."""
 
+import contextlib
 import errno
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -105,3 +108,27 @@ def test_an_unexpected_end_of_a_run_leaves_no_one_waiting() -> None:
     with pytest.raises(ValueError, match="bug"):
         coalescer.run()
     coalescer.run()
+
+
+def test_a_failed_run_keeps_nothing_alive() -> None:
+    """A device whose last flush failed stayed claimed after its extent was deleted, until the next garbage
+    collection: the error kept was its own traceback's captive, and the descriptor with it."""
+
+    class Descriptor:
+        pass
+
+    used: list[weakref.ref[Descriptor]] = []
+
+    def fail() -> None:
+        descriptor = Descriptor()
+        used.append(weakref.ref(descriptor))
+        raise OSError(errno.EIO, "lost")
+
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(OSError):
+            Coalescer(fail).run()
+        assert used[0]() is None
+    finally:
+        gc.enable()
