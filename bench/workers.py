@@ -17,8 +17,9 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.run import HANG_LIMIT_S, RESULTS, Workload, machine, make_image, warm
+from bench.run import RESULTS, machine
 from bench.subjects import BUILD, Ours
+from bench.workloads import HANG_LIMIT_S, Workload, make_image, warm
 from tests.daemon import HOST, Daemon, free_ports
 
 WORKLOADS = (
