@@ -116,9 +116,9 @@ def _copies(request: Request, todo: list[Copy], progress: Callable[[int], None])
 # -- what there is to ask afterwards ------------------------------------------------------------------
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Result:
-    """A copy, under way or ended."""
+    """A copy, under way or ended; equal to itself alone, whatever others have come to."""
 
     service_action: int
     outcome: Outcome | None = None

@@ -425,6 +425,21 @@ def test_copy_status_tells_of_a_copy_by_its_list_identifier() -> None:
     assert sense_of(pair.run(results(0, 9))) == triple(Sense.INVALID_FIELD_IN_CDB)
 
 
+def test_copies_of_one_size_end_in_any_order() -> None:
+    """Each is an account of its own, also while they have come equally far."""
+    lane = HeldLane()
+    pair = Pair(lane=lane)
+    copies = [
+        pair.start(*copy([cscd(NAA_1)], [blocks(0, 0, 8, 0, 8 * number)], list_id=number))
+        for number in (1, 2)
+    ]
+    ended = [(done, work()) for work, done in lane.jobs]
+    for done, outcome in reversed(ended):
+        done(outcome)
+    assert [pair.delivered[request].status for request in copies] == [GOOD, GOOD]
+    assert [pair.read(results(0, number))[4] for number in (1, 2)] == [1, 1]
+
+
 def test_operating_parameters_name_the_limits_that_are_checked() -> None:
     """§6.19."""
     data = Pair().read(results(3))
