@@ -173,7 +173,7 @@ def test_the_soft_threshold_warns_every_host_once(small: tuple[Daemon, Disk]) ->
 
 
 def settle(initiator: SocketInitiator) -> None:
-    """Hear what there is to be told; the threshold may be reached at any moment here."""
+    """Hear what there is to be told."""
     eventually(lambda: told(initiator) is None, "nothing more is told")
 
 
@@ -227,6 +227,7 @@ def test_a_full_datastore_stuns_and_freed_space_wakes(small: tuple[Daemon, Disk]
     daemon, disk = small
     with log_in(daemon, disk.iqn) as initiator:
         filler = taken(daemon.extent_root, 0)
+        eventually(lambda: told(initiator) == SOFT_THRESHOLD, "the threshold is told, once, and not later")
         for number, way in enumerate(WAYS):
             settle(initiator)
             reply = way(initiator, (8 + 2 * number) * BLOCKS_PER_MIB)
