@@ -19,7 +19,7 @@ from api.fields import DECLARATIONS
 from api.resources.collection import PREFIX
 from api.resources.system import HEALTH_PATH
 from api.routing import Operation, Router
-from targetd.interface import Explanation, LoginFailure, SessionStatus, Work
+from targetd.interface import Explanation, LoginFailure, SessionStatus, Statistics, Work
 
 __all__ = ["Documents", "document"]
 
@@ -95,6 +95,11 @@ _VOLUME_SIZE: Final = {
     "type": ["string", "integer"],
     "description": "Bytes, or a number with K, M, G, T or P (powers of 1024): 10G, 500MiB.",
 }
+_STATISTICS_OF_MANY: Final = [
+    name for name, hint in typing.get_type_hints(Statistics).items() if typing.get_origin(hint) is tuple
+]
+"""What ``Statistics`` has lists of; all else is numbers."""
+
 _FIXED_SCHEMAS: Final[dict[str, Any]] = {
     "Error": {
         "type": "object",
@@ -185,11 +190,8 @@ _FIXED_SCHEMAS: Final[dict[str, Any]] = {
     },
     "Statistics": {
         "type": "object",
-        "properties": {
-            name: {"type": "array", "items": {"type": "object"}}
-            for name in ("units", "sessions", "portals", "work")
-        },
-        "required": ["units", "sessions", "portals", "work"],
+        "properties": {name: {"type": "array", "items": {"type": "object"}} for name in _STATISTICS_OF_MANY},
+        "required": [*_STATISTICS_OF_MANY],
         "additionalProperties": {"type": "number"},
     },
     "ServiceUpdate": _object({"srv_enable": {"type": "boolean"}}),
