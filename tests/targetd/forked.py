@@ -57,9 +57,12 @@ class ForkedDaemon(Daemon):
         assert not self.pid
         print(json.dumps([str(self.directory / "output"), *self.arguments()]), file=nursery.stdin, flush=True)
         self.pid = int(nursery.stdout.readline())
-        told, _, _ = select.select([self._told, nursery.stdout], [], [], START_LIMIT_S)
-        if self._told not in told or b"READY=1" not in self._told.recv(4096):
-            raise DaemonError("the daemon is not ready", self.output)
+        said = b""
+        while b"READY=1" not in said:  # it also gives its sockets to the descriptor store
+            told, _, _ = select.select([self._told, nursery.stdout], [], [], START_LIMIT_S)
+            if self._told not in told:
+                raise DaemonError("the daemon is not ready", self.output)
+            said = self._told.recv(4096)
         return self
 
     def _wait(self) -> int:
