@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -39,8 +40,14 @@ def needs(*tools: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
-def run(*argv: str, limit_s: float = COMMAND_LIMIT_S, environment: Mapping[str, str] | None = None) -> Ran:
-    """Run to the end. A command still running at its limit is killed and fails the test."""
+def run(
+    *argv: str,
+    limit_s: float = COMMAND_LIMIT_S,
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+) -> Ran:
+    """Run to the end, in ``directory`` if given. A command still running at its limit is killed and fails
+    the test."""
     command = " ".join(argv)
     try:
         done = subprocess.run(
@@ -49,6 +56,7 @@ def run(*argv: str, limit_s: float = COMMAND_LIMIT_S, environment: Mapping[str, 
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env={**os.environ, "LC_ALL": "C.UTF-8", **(environment or {})},
+            cwd=directory,
             timeout=limit_s,
             check=False,
         )

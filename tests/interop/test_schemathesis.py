@@ -75,6 +75,7 @@ def test_nothing_it_asks_is_answered_otherwise_than_documented(tmp_path: Path) -
             *("--request-timeout", "60", "--no-color", "--warnings", "off"),
             f"http://{HOST}:{daemon.api_port}/api/v1.0/openapi.json",
             limit_s=1500,
+            directory=tmp_path,  # where it keeps what it wants to try again
         )
         print(ran.ok())
         assert daemon.alive()
