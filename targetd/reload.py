@@ -11,6 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from api.auth import Account, hash_password, verify_password
 from api.resources.users import UsersResource
@@ -18,7 +19,9 @@ from targetd import logs
 from targetd.options import DECLARED, Options, UsageError, parse
 from targetd.runtime import Runtime
 from targetd.tls import Certificate
-from targetd.workers.fleet import Fleet
+
+if TYPE_CHECKING:
+    from targetd.workers.fleet import Fleet
 
 __all__ = ["LIVE", "Reloader"]
 
@@ -31,7 +34,7 @@ class Reloader:
 
     started: Options
     """As they were at the start."""
-    runtime: Runtime | Fleet
+    runtime: "Runtime | Fleet"
     users: UsersResource
     admin: Account
     certificate: Certificate | None
@@ -75,7 +78,7 @@ class Reloader:
 
     async def _logs(self, options: Options) -> str:
         logs.set_up(options.log_level, options.log_format)
-        if isinstance(self.runtime, Fleet):
+        if not isinstance(self.runtime, Runtime):
             self.runtime.set_logs(options.log_level, options.log_format)
         return ""
 
