@@ -17,8 +17,7 @@ rules keep them off:
 4. **Stores go by system call too** (``store``). The data is copied into a few pages of our own that are a
    memfd, and ``preadv`` of that memfd puts it into the mapping: a page that cannot be had is a short count
    or EFAULT, and the caller does it again with ``pwrite``, which names the error. It is done only where
-   the pages are in memory (rule 3). Why: a random 4 KiB ``pwrite`` into a large dirty file took 13 to 19 µs
-   here (ext4, Linux 6.18), the same store 1.9 µs; from 32 KiB on ``pwrite`` is as good.
+   the pages are in memory (rule 3) and writable: ``stores.py`` says why, and knows which are.
 5. **Nothing is flushed here.** ``mmap.flush`` holds the GIL (0.16–0.19 s for 512 MiB of dirty pages); the
    backend's ``fdatasync`` on a worker cleans the same pages.
 
@@ -33,51 +32,11 @@ that may not ask does without a mapping.
 import ctypes
 import mmap
 import os
-import threading
 
 from storage.linux import mincore
+from storage.stores import CHUNK, CHUNK_SHIFT, PAGE, STORE_LIMIT, Stores, bounce
 
 __all__ = ["CHUNK", "PAGE", "STORE_LIMIT", "UNMAPPED", "Mapping", "may_ask"]
-
-PAGE = mmap.PAGESIZE
-
-CHUNK_SHIFT = 18
-CHUNK = 1 << CHUNK_SHIFT
-"""Bytes that one fact is about. 256 KiB: the usual MaxBurstLength, so that any one request lies in at
-most two chunks, and mincore on a whole one (64 pages) stays at a few microseconds (2 to 6)."""
-
-
-STORE_LIMIT = 32 * 1024
-"""Bytes up to which ``Mapping.store`` is faster than ``pwrite`` (rule 4)."""
-
-
-class _Bounce:
-    """The pages that stores pass through. Touching them is safe: the memfd is ours and never shrinks."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._fd = -1
-        self._pages = memoryview(b"")
-
-    def into(self, target: memoryview, data: bytes | bytearray | memoryview) -> bool:
-        """Copy ``data`` to ``target``, which may be mapped; False: not all of it, or in use just now."""
-        if not self._lock.acquire(blocking=False):
-            return False
-        try:
-            if self._fd < 0:
-                self._fd = os.memfd_create("iscsi-targetd-bounce", os.MFD_CLOEXEC)
-                os.ftruncate(self._fd, STORE_LIMIT)
-                self._pages = memoryview(mmap.mmap(self._fd, STORE_LIMIT))
-            length = len(data)
-            self._pages[:length] = data
-            return os.preadv(self._fd, (target,), 0) == length
-        except OSError:
-            return False
-        finally:
-            self._lock.release()
-
-
-_bounce = _Bounce()
 
 
 class _PyBuffer(ctypes.Structure):
@@ -118,7 +77,7 @@ def may_ask(fd: int) -> bool:
 class Mapping:
     """A window on the first ``size`` bytes of a file or device."""
 
-    __slots__ = ("_address", "_end", "_store", "asked", "mapped", "view", "warm")
+    __slots__ = ("_address", "_end", "_store", "_stores", "asked", "mapped", "view", "warm")
 
     def __init__(self, fd: int, size: int, *, writable: bool = False) -> None:
         """Map ``size`` bytes (0: map nothing, know nothing).
@@ -131,6 +90,7 @@ class Mapping:
         self.view = memoryview(b"")
         """For readers: nothing can be stored through it."""
         self._store: memoryview | None = None
+        self._stores: Stores | None = None
         self.warm: set[int] = set()
         """Chunks of which every page was in memory when last asked."""
         self.asked: set[int] = set()
@@ -142,9 +102,11 @@ class Mapping:
             protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
             window = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=protection)
             self.view = memoryview(window).toreadonly()
-            self._store = memoryview(window) if writable else None
             self._address = _address_of(window)
             self._end = -(-size // PAGE) * PAGE
+            if writable:
+                self._store = memoryview(window)
+                self._stores = Stores(window.madvise, self._end)
 
     def read(self, offset: int, length: int) -> memoryview | None:
         """The range, when facts already known say that it is in memory. Hot: asks the kernel nothing."""
@@ -184,15 +146,37 @@ class Mapping:
         return True
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> bool:
-        """Put ``data`` at ``offset`` by way of the mapping (rule 4), if all its pages are in memory.
+        """Put ``data`` at ``offset`` by way of the mapping (rule 4), if that is cheap and waits for no disk.
 
         ``data`` has 1 to STORE_LIMIT bytes. False: nothing, or only a part, was stored; use ``pwrite``.
         """
-        target = self._store
-        length = len(data)
-        if target is None or not (self.read(offset, length) or self.look(offset, length)):
+        stores, target = self._stores, self._store
+        if stores is None or target is None:
             return False
-        return _bounce.into(target[offset : offset + length], data)
+        chunk = offset >> CHUNK_SHIFT
+        end = offset + len(data)
+        if (end - 1) >> CHUNK_SHIFT != chunk:
+            return False  # across two chunks: too rare for its tests
+        if chunk not in stores.ready and not (
+            stores.affords(chunk) and self._all_in_memory(chunk) and stores.prepare(chunk)
+        ):
+            return False
+        return bounce.into(target[offset:end], data)
+
+    def _all_in_memory(self, chunk: int) -> bool:
+        start = chunk << CHUNK_SHIFT
+        self.look(start, min(CHUNK, self._end - start))
+        return chunk in self.warm
+
+    def wrote(self, offset: int, length: int) -> None:
+        """So many bytes, at least 1, were written there past the mapping. Any thread."""
+        if self._stores is not None:
+            self._stores.wrote(offset, length)
+
+    def cleaned(self) -> None:
+        """All that was written before has reached the medium. Any thread."""
+        if self._stores is not None:
+            self._stores.cleaned()
 
     def forget(self, offset: int, length: int) -> None:
         """Drop the facts about a range whose pages have been taken out of memory (a punched hole)."""
@@ -201,14 +185,18 @@ class Mapping:
             # A hole larger than all that is known: cheaper to learn anew. (A copy and a loop over it
             # would race with the event loop's ``look``.)
             self.warm.clear()
-            return
-        for chunk in range(first, last + 1):
-            self.warm.discard(chunk)
+        else:
+            for chunk in range(first, last + 1):
+                self.warm.discard(chunk)
+        if self._stores is not None:
+            self._stores.forget()
 
     def expire(self) -> None:
         """Drop all facts."""
         self.warm.clear()
         self.asked.clear()
+        if self._stores is not None:
+            self._stores.expire()
 
 
 UNMAPPED = Mapping(-1, 0)

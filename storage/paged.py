@@ -4,7 +4,7 @@
 not is read by a worker with ``pread``, which also brings it into memory for the next time. Where nothing
 can be mapped (no address space left, an odd file system) ``preadv`` with RWF_NOWAIT takes its place.
 
-**Writing.** Small writes to pages in memory go through the mapping, by system call (``Mapping.store``). Any
+**Writing.** Small writes to what is dirty already go through the mapping, by system call (``stores.py``). Any
 other buffered write to a local file system is a copy into the page cache and some bookkeeping: cheaper
 than a hop to a worker and back (30–60 µs) up to ``INLINE_WRITE_LIMIT``. Three things can make it wait, and
 each has its rule: a partial page that is not in memory must be read in first (such writes go to a
@@ -149,7 +149,8 @@ class Paged(Backend):
             return False
         self._touched = True
         sleeps = _sleeps() if self._watched else -1
-        if 0 < length <= STORE_LIMIT and self._window.store(offset, data):
+        window = self._window
+        if 0 < length <= STORE_LIMIT and window.store(offset, data):
             self._judge_pace(perf_counter() - begin, sleeps)
             return True
         if (offset | length) & _PARTIAL and not self._edges_in_memory(offset, length):
@@ -160,6 +161,8 @@ class Paged(Backend):
             self._judge_pace(perf_counter() - begin, sleeps)
             if written != length:
                 self._write_all(handle, offset, data, written, 0)
+            elif length:
+                window.wrote(offset, length)
         except OSError as error:
             self.last_error = self._bare(error)
             raise
@@ -231,6 +234,8 @@ class Paged(Backend):
         handle = self._usable(write=True)
         try:
             self._write_all(handle, offset, data, 0, os.RWF_DSYNC if durable else 0)
+            if len(data) and not durable:
+                self._mapping.wrote(offset, len(data))
         except OSError as error:
             if durable and error.errno == errno.EIO:
                 self._lost_write(error)
@@ -270,8 +275,10 @@ class Paged(Backend):
 
     def _sync(self) -> None:
         handle = self._handle
+        mapping = self._mapping
         try:
             os.fdatasync(handle.fd)
+            mapping.cleaned()
         except OSError as error:
             # The kernel reports a write-back error once per open file and then forgets it, and the
             # pages count as clean: this is the only time that anyone hears of it.

@@ -48,7 +48,7 @@ FOREIGN: dict[str, tuple[str, ...]] = {
     "socket": ("targetd",),
     "select": ("targetd",),
     "time": ("storage", "targetd", "api"),
-    "mmap": ("storage.mapping",),
+    "mmap": ("storage.mapping", "storage.stores"),
     "aiohttp": ("api", "targetd.daemon", "targetd.ctl"),
     "sqlalchemy": ("targetd.store", "targetd.migrations"),
     "alembic": ("targetd.store", "targetd.migrations"),
