@@ -100,7 +100,7 @@ def _faults() -> int:
 
 
 class Stores:
-    """Which chunks of a writable mapping are cheap to store to; used on one thread, but for what says other."""
+    """Which chunks of a writable mapping are cheap to store to. One thread uses it, but where it says any."""
 
     __slots__ = ("_advise", "_age", "_end", "_granted", "_paid", "ready")
 
