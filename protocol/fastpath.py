@@ -62,6 +62,7 @@ def scsi_command_handler(connection: "Connection", general: Handler) -> Handler:
     session = connection.session
     assert session is not None and session.target is not None
     target = session.target
+    nexus = session.nexus
     tasks = session.tasks
     keys = session.keys
     longest_in = keys.max_burst_length
@@ -103,7 +104,7 @@ def scsi_command_handler(connection: "Connection", general: Handler) -> Handler:
             flags == _WRITE
             and lengths == expected <= longest_out
             and operation in _WRITES
-            and unit.write_at_once(operation, lba, blocks, data)
+            and unit.write_at_once(operation, lba, blocks, data, nexus)
         ):
             found = None
             session.bytes_written += expected

@@ -843,17 +843,11 @@ class Runtime:
         )
         unit.deliver = self.server.deliver
         unit.aborted = forget_aborted
-        unit.written_by = self._written_by
         for sibling in live.units.values():
             unit.share_medium(sibling)
         live.reservations.units.add(unit)
         sanitize.resume(unit)
         return unit
-
-    def _written_by(self, nexus: Nexus) -> int:
-        """Bytes that a session has written; asked at flushes and after a loss, so it may search."""
-        sessions = self.server.sessions.sessions.values()
-        return next((session.bytes_written for session in sessions if session.nexus is nexus), 0)
 
     def _target_port_groups(self, nexus: Nexus) -> tuple[int, ...]:
         """The portal groups through which the target of a nexus can be reached."""

@@ -207,4 +207,6 @@ def run(
     under_way = results_of(unit).under_way
     under_way.append(result)
     ranges = [(copy.unit, copy.offset, copy.length) for copy in todo]
+    for copy in todo:
+        copy.unit.note_written(request.nexus)
     unit.claim(request, ranges, partial(unit.lane.run, work, done))

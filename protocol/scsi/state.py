@@ -77,15 +77,13 @@ class UnitState(TaskSet):
         self.descriptor_sense = False
         self.set_mode(self.saved_mode)
 
-        self.written_by: Callable[[Nexus], int] = lambda nexus: self.bytes_written
-        """Bytes that a nexus has written so far, at least those to this unit."""
+        self.unflushed: set[Nexus] = set()
+        """Those that may have written what no flush of the whole unit has covered yet."""
         self._lost_writes = backend.lost_writes if backend is not None else 0
         self._last_backend = backend
         """That ``_lost_writes`` is about; stays while the medium is away."""
-        self._flushing: dict[Request, tuple[int, int]] = {}
-        """SYNCHRONIZE CACHE under way → ``written_by`` its nexus and ``_lost_writes`` when it began."""
-        self._flushed: dict[Nexus, int] = {}
-        """``written_by`` a nexus when its last successful flush of the whole unit began."""
+        self._flushing: dict[Request, tuple[bool, int]] = {}
+        """SYNCHRONIZE CACHE under way → as it began: was its nexus ``unflushed``, and ``_lost_writes``."""
         self.space: Space | None = None
         self._scarce = False
         self.echo: dict[Nexus, bytes] = {}
@@ -244,19 +242,29 @@ class UnitState(TaskSet):
 
     def begin_flush(self, request: Request) -> None:
         """A SYNCHRONIZE CACHE of the whole unit begins: it covers what its nexus has written so far."""
-        self._flushing[request] = self.written_by(request.nexus), self._lost_writes
+        nexus = request.nexus
+        self._flushing[request] = nexus in self.unflushed, self._lost_writes
+        if not self._changing(nexus):  # what is still under way it may pass by
+            self.unflushed.discard(nexus)
 
     def end_flush(self, request: Request, outcome: Outcome) -> None:
         """It has ended. A loss that its own sense data tells need not be told again."""
         began = self._flushing.pop(request, None)
         if began is None:
             return
-        covered, lost_writes = began
+        had_written, lost_writes = began
         if not outcome.status:
-            if request.nexus in self.nexuses:
-                self._flushed[request.nexus] = covered
-        elif lost_writes != self._lost_writes:
+            return
+        if had_written:
+            self.note_written(request.nexus)
+        if lost_writes != self._lost_writes:
             self.attentions.clear(request.nexus, Sense.WRITE_ERROR)
+
+    def note_written(self, nexus: Nexus) -> None:
+        """It may be changing the medium, or have done so. What takes time says so when it begins, for a loss
+        that is met meanwhile may be its own."""
+        if nexus in self.nexuses:
+            self.unflushed.add(nexus)
 
     def note_lost_writes(self) -> None:
         """If the medium has lost writes that it had taken, every nexus that wrote since its last successful
@@ -271,9 +279,9 @@ class UnitState(TaskSet):
     def _owe(self, lost_writes: int) -> None:
         if self._lost_writes != lost_writes:
             self._lost_writes = lost_writes
-            for nexus in self.nexuses:
-                if self.written_by(nexus) != self._flushed.get(nexus, 0):
-                    self.raise_attention(Sense.WRITE_ERROR, only=nexus)
+            covered = {request.nexus for request, (had_written, _) in self._flushing.items() if had_written}
+            for nexus in self.unflushed | covered:
+                self.raise_attention(Sense.WRITE_ERROR, only=nexus)
 
     # -- task management (SAM-5 §7) -----------------------------------------------------------
 
@@ -332,6 +340,7 @@ class UnitState(TaskSet):
         """A session went (SAM-5 §6.3.4): its tasks, RESERVE(6/10) and PREVENT end. Returns the tasks."""
         dropped = self._lose(nexus)
         self.nexuses.pop(nexus, None)
+        self.unflushed.discard(nexus)
         self.attentions.forget(nexus)
         return dropped
 
@@ -345,7 +354,6 @@ class UnitState(TaskSet):
         self.reservations.nexus_lost(nexus)
         self.prevented_by.pop(nexus, None)
         self.echo.pop(nexus, None)
-        self._flushed.pop(nexus, None)
         return self.abort_task_set(nexus)
 
     # -- the operator -------------------------------------------------------------------------

@@ -76,9 +76,12 @@ class Pause:
 class Claims:
     """The ranges that one command has claimed; it begins when nothing exclusive is at any of them."""
 
-    __slots__ = ("begun", "ranges")
+    __slots__ = ("begun", "nexus", "ranges")
 
-    def __init__(self, ranges: "Iterable[tuple[TaskSet, int, int]]", begun: Callable[[], None]) -> None:
+    def __init__(
+        self, nexus: Nexus, ranges: "Iterable[tuple[TaskSet, int, int]]", begun: Callable[[], None]
+    ) -> None:
+        self.nexus = nexus
         self.begun: Callable[[], None] | None = begun
         """Still to be called."""
         self.ranges = [_Claim(self, *each) for each in ranges if each[2]]
@@ -197,7 +200,7 @@ class TaskSet(ABC):
 
         ``begun`` is called, now or later, when it may begin; from now on what is exclusive waits for it.
         """
-        claims = self._claims[request] = Claims(ranges, begun)
+        claims = self._claims[request] = Claims(request.nexus, ranges, begun)
         for claim in claims.ranges:
             claim.unit._running[claim] = None
             claim.unit._claiming[claims] = None
@@ -279,6 +282,13 @@ class TaskSet(ABC):
         self._advance_beside()
 
     # -- what must wait -----------------------------------------------------------------------
+
+    def _changing(self, nexus: Nexus) -> bool:
+        """Something of this nexus may be changing the medium now."""
+        return any(
+            (one.owner if isinstance(one, _Claim) else one).nexus is nexus and _writes(one)
+            for one in self._running
+        )
 
     def _bar(self, what: "Request | _Claim") -> None:
         if what.length:

@@ -23,7 +23,7 @@ from protocol.enums import ScsiStatus
 from protocol.scsi.attention import condition
 from protocol.scsi.commands import Access, Command, Needs, Row, service_action_field
 from protocol.scsi.limits import MAXIMUM_TRANSFER_BYTES
-from protocol.scsi.request import GOOD, Buffer, Outcome, Request
+from protocol.scsi.request import GOOD, Buffer, Nexus, Outcome, Request
 from protocol.scsi.sense import CheckCondition, ReservationConflict, Sense, from_os_error
 from protocol.scsi.state import UnitState
 from protocol.scsi.table import table_for
@@ -106,7 +106,7 @@ class LogicalUnit(UnitState):
             self.bytes_read += length
         return data
 
-    def write_at_once(self, opcode: int, lba: int, blocks: int, data: Buffer) -> bool:
+    def write_at_once(self, opcode: int, lba: int, blocks: int, data: Buffer, nexus: Nexus) -> bool:
         """WRITE(10/16) of exactly ``data`` into the cache, like ``read_at_once``; False: nothing was done, or
         it failed and is to be done again by the way that reports failures."""
         backend = self.backend
@@ -131,6 +131,7 @@ class LogicalUnit(UnitState):
         self.commands[opcode] += 1
         self.writes += 1
         self.bytes_written += length
+        self.unflushed.add(nexus)
         return True
 
     def _order(self, request: Request) -> None:
@@ -162,6 +163,8 @@ class LogicalUnit(UnitState):
         self._running[request] = None
         if row.exclusive:
             self._bar(request)
+        if row.changes:
+            self.note_written(request.nexus)
         self.lane.run(partial(self._work, request, row), partial(self._done, request))
         return None
 
@@ -185,6 +188,8 @@ class LogicalUnit(UnitState):
             elif row.writes:
                 self.writes += 1
                 self.bytes_written += request.length
+            if row.changes:
+                self.note_written(request.nexus)
         else:
             self._count_failure(row.opcode, outcome.status)
             self.note_lost_writes()

@@ -247,6 +247,27 @@ def test_a_lost_write_is_told_once_to_every_session_that_wrote(
         assert "write-back error" in status_of(daemon, hanging.extent_id)
 
 
+def test_a_lost_write_is_nothing_to_who_wrote_to_another_lun(
+    daemon: Daemon, fs: FaultyFs, hanging: Disk, well: Disk
+) -> None:
+    """Two LUNs of one target, and sessions on both: each LUN's loss is told to those that wrote to it."""
+    daemon.create(
+        "targettoextent", iscsi_target=hanging.target_id, iscsi_extent=well.extent_id, iscsi_lunid=1
+    )
+    with (
+        lun_of(daemon, hanging) as writer,
+        lun_of(daemon, hanging, name="iqn.2016-04.com.example:b") as other,
+    ):
+        assert writer.write(0, pattern(1)).good
+        assert other.command(cdbs.write10(0, 1), pattern(2), 0, 1).sense_key == UNIT_ATTENTION
+        assert other.command(cdbs.write10(0, 1), pattern(2), 0, 1).good
+        fs.fail(errno.EIO, "fsync")
+        assert sense(writer.flush()) == (MEDIUM_ERROR, WRITE_ERROR)
+        fs.clear()
+        assert other.flush().good
+        assert other.command(cdbs.synchronize_cache10(0, 0), b"", 0, 1).good
+
+
 def test_shutdown_does_not_wait_for_a_medium_that_hangs(fs: FaultyFs, tmp_path: Path) -> None:
     """SIGTERM: the daemon says that it is done while the medium still hangs. (Its threads in the kernel end
     with the medium's answer; no process can end them.)"""

@@ -53,7 +53,7 @@ def test_the_fast_path_steps_aside() -> None:
     assert disk.unit.read_at_once(0x28, 0, 1, 512, False) is not None
     disk.unit.limit(Turnstile(5))
     assert disk.unit.read_at_once(0x28, 0, 1, 512, False) is None
-    assert not disk.unit.write_at_once(0x2A, 0, 1, DATA)
+    assert not disk.unit.write_at_once(0x2A, 0, 1, DATA, disk.nexus)
     disk.unit.limit(None)
     assert disk.unit.read_at_once(0x28, 0, 1, 512, False) is not None
 

@@ -9,6 +9,7 @@ from storage.wrap import Faulty
 from tests.scsi.support import BLOCK, BLOCKS, Disk, HeldLane, make_nexus, sense_of
 
 WRITE = "2A 00 00000000 00 0001 00"
+WRITE_FUA = "2A 08 00000000 00 0001 00"
 READ = "28 00 00000000 00 0001 00"
 FLUSH = "35 00 00000000 00 0000 00"
 FLUSH_PART = "35 00 00000000 00 0001 00"
@@ -28,17 +29,11 @@ def backend() -> Faulty:
 
 @pytest.fixture
 def disk(backend: Faulty) -> Disk:
-    """What each nexus wrote is counted for it, as the transport does."""
-    made = Disk(backend=backend)
-    made.written = {}  # type: ignore[attr-defined]
-    made.unit.written_by = lambda nexus: made.written.get(nexus, 0)  # type: ignore[attr-defined]
-    return made
+    return Disk(backend=backend)
 
 
 def write(disk: Disk, nexus: object = None) -> None:
     assert not disk.run(WRITE, DATA, nexus=nexus).status
-    who = nexus or disk.nexus
-    disk.written[who] = disk.written.get(who, 0) + len(DATA)  # type: ignore[attr-defined]
 
 
 def lose(disk: Disk, backend: Faulty, *, by: object) -> None:
@@ -46,6 +41,12 @@ def lose(disk: Disk, backend: Faulty, *, by: object) -> None:
     outcome = disk.run(FLUSH, nexus=by)
     assert sense_of(outcome) == WRITE_ERROR
     assert outcome.sense[0] & 0x7F == CURRENT
+
+
+def lose_unseen(disk: Disk, backend: Faulty) -> None:
+    """Another has met the loss: a flush of the daemon itself."""
+    backend.lost_writes += 1
+    disk.unit.note_lost_writes()
 
 
 def test_all_who_wrote_are_told_once_and_others_never(disk: Disk, backend: Faulty) -> None:
@@ -79,14 +80,54 @@ def test_a_flush_of_a_part_or_one_not_waited_for_covers_nothing(
 def test_what_was_written_during_a_flush_is_not_covered(backend: Faulty) -> None:
     lane = HeldLane()
     disk = Disk(backend=backend, lane=lane)
-    written = [512]
-    disk.unit.written_by = lambda nexus: written[0]
     flush = disk.start(FLUSH)
-    written[0] = 1024
+    assert not disk.delivered[disk.start(WRITE, DATA)].status
     lane.release()
     assert not disk.delivered[flush].status
-    backend.lost_writes += 1
-    disk.unit.note_lost_writes()
+    lose_unseen(disk, backend)
+    assert sense_of(disk.run(TEST_UNIT_READY)) == WRITE_ERROR
+
+
+def test_a_write_that_a_flush_passed_by_is_not_covered(backend: Faulty) -> None:
+    lane = HeldLane()
+    disk = Disk(backend=backend, lane=lane)
+    slow = disk.start(WRITE_FUA, DATA)
+    flush = disk.start(FLUSH)
+    writing, flushing = lane.jobs
+    lane.jobs = [flushing]
+    lane.release()
+    assert not disk.delivered[flush].status
+    lose_unseen(disk, backend)
+    lane.jobs = [writing]
+    lane.release()
+    assert not disk.delivered[slow].status
+    assert sense_of(disk.run(TEST_UNIT_READY)) == WRITE_ERROR
+
+
+def test_a_failed_flush_leaves_its_nexus_owed_the_next_loss(disk: Disk, backend: Faulty) -> None:
+    write(disk)
+    lose(disk, backend, by=disk.nexus)
+    lose_unseen(disk, backend)
+    assert sense_of(disk.run(TEST_UNIT_READY)) == WRITE_ERROR
+
+
+def test_a_write_to_another_lun_is_none_of_this_one(disk: Disk, backend: Faulty) -> None:
+    """One session, two LUNs: what one medium lost is told to those that wrote to it."""
+    other = Disk(backend=Faulty(Memory(BLOCKS * BLOCK)))
+    neighbour = make_nexus(2)
+    for either in (disk, other):
+        either.login(neighbour)
+    write(other, neighbour)
+    assert other.unit.write_at_once(0x2A, 0, 1, DATA, neighbour)
+    write(disk)
+    lose(disk, backend, by=disk.nexus)
+    for either in (disk, other):
+        assert not either.run(READ, nexus=neighbour).status
+
+
+def test_a_write_that_was_done_at_once_counts(disk: Disk, backend: Faulty) -> None:
+    assert disk.unit.write_at_once(0x2A, 0, 1, DATA, disk.nexus)
+    lose_unseen(disk, backend)
     assert sense_of(disk.run(TEST_UNIT_READY)) == WRITE_ERROR
 
 
@@ -116,7 +157,7 @@ def test_units_of_one_medium_tell_their_own_sessions(backend: Faulty) -> None:
     one, two = Disk(backend=backend), Disk(backend=backend)
     two.unit.share_medium(one.unit)
     for disk in (one, two):
-        disk.unit.written_by = lambda nexus: 512
+        write(disk)
     backend.fail(errno.EIO, "flush", times=1)
     assert one.run(FLUSH).sense[0] & 0x7F == CURRENT
     assert two.run(READ).sense[0] & 0x7F == DEFERRED
@@ -125,7 +166,7 @@ def test_units_of_one_medium_tell_their_own_sessions(backend: Faulty) -> None:
 
 def test_a_medium_that_went_and_came_keeps_its_account(backend: Faulty) -> None:
     disk = Disk(backend=backend)
-    disk.unit.written_by = lambda nexus: 512
+    write(disk)
     disk.unit.reconfigure(disk.unit.config, None)
     backend.lost_writes += 1
     disk.unit.reconfigure(disk.unit.config, backend)

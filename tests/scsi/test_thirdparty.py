@@ -279,6 +279,17 @@ def start_other(pair: Pair, cdb: bytes | str, data: bytes = b"") -> Request:
     return request
 
 
+def test_what_a_copy_wrote_its_destination_can_lose() -> None:
+    """SPC-4 §4.5.7: a deferred error, as for a WRITE; the source has lost nothing."""
+    pair = Pair()
+    assert pair.run(*by_extended_copy(pair)).status == GOOD
+    for unit in (pair.unit, pair.other):
+        medium(unit).lost_writes += 1
+        unit.note_lost_writes()
+    assert sense_of(pair.run_other("00" * 6)) == triple(Sense.WRITE_ERROR)
+    assert pair.run("00" * 6).status == GOOD
+
+
 @pytest.fixture
 def held() -> tuple[Pair, HeldLane]:
     """A pair whose copies have not begun when a command to copy has."""
@@ -304,9 +315,9 @@ def test_a_later_write_cannot_be_overwritten_by_an_aborted_copy(held: tuple[Pair
     assert pair.delivered[later].status == pair.delivered[elsewhere].status == GOOD
     assert medium(pair.other).read(5 * BLOCK, BLOCK) == B
     assert not pair.unit.tasks and not pair.other.tasks
-    assert pair.other.write_at_once(0x2A, 0, 1, A) is False, "WCE is off"
+    assert pair.other.write_at_once(0x2A, 0, 1, A, pair.nexus) is False, "WCE is off"
     pair.other.set_mode(replace(pair.other.mode, write_cache=True))
-    assert pair.other.write_at_once(0x2A, 0, 1, A), "nothing is left of it"
+    assert pair.other.write_at_once(0x2A, 0, 1, A, pair.nexus), "nothing is left of it"
 
 
 @pytest.mark.parametrize("first", ["copy", "compare and write"])
