@@ -26,6 +26,7 @@ from targetd.model import (
     split_address,
     split_list,
     split_location,
+    target_named,
 )
 
 __all__ = ["PortalAuthorizer", "Verdict", "View", "credentials_of", "in_networks"]
@@ -47,8 +48,8 @@ class View:
     """What logins are judged by: swapped as a whole when the configuration changes."""
 
     configuration: Configuration
-    targets: Mapping[str, tuple[Target, object]]
-    """Full name → the target's configuration and the owner's handle of it (``Grant.target``)."""
+    handles: Mapping[int, object]
+    """Target id → the owner's handle of it (``Grant.target``)."""
     absent: Container[str] = ()
     """Addresses of portals that are not listened on now; live."""
 
@@ -106,10 +107,9 @@ class PortalAuthorizer:
         closed = self._closed(config)
         if closed is not None:
             return closed
-        found = view.targets.get(target_name.lower())
-        if found is None:
+        target = target_named(config, target_name.lower())
+        if target is None:
             return Refusal(LoginStatus.NOT_FOUND, f"no target {target_name}")
-        target, live = found
         verdict = self.judge(target, initiator_name)
         group = verdict.group
         if group is None:
@@ -127,7 +127,7 @@ class PortalAuthorizer:
             credentials=credentials_of(config, group.auth_method, group.auth_group),
             chap_algorithms=_chap_algorithms(config),
             queue_depth=target.queue_depth,
-            target=live,
+            target=view.handles[target.id],
         )
 
     def _closed(self, config: Configuration) -> Refusal | None:
@@ -141,15 +141,13 @@ class PortalAuthorizer:
     def send_targets(self, initiator_name: str, target_name: str | None) -> list[TargetRecord]:
         """Targets whose grants contain this portal and whose name rules allow the initiator; networks are
         not asked (§7.4 rule 3)."""
-        view = self._view()
-        config = view.configuration
+        config = self._view().configuration
         if target_name is None:
-            wanted: Iterable[tuple[str, tuple[Target, object]]] = view.targets.items()
+            wanted: Iterable[Target | None] = config.targets.values()
         else:
-            found = view.targets.get(target_name.lower())
-            wanted = [(target_name.lower(), found)] if found else []
+            wanted = [target_named(config, target_name.lower())]
         records = []
-        for name, (target, _) in wanted:
+        for target in filter(None, wanted):
             groups = groups_by_target(config).get(target.id, ())
             portals = [
                 group.portal_id
@@ -158,6 +156,7 @@ class PortalAuthorizer:
             ]
             if self._portal_id in portals:
                 addresses = [pair for portal_id in portals for pair in self._addresses(config, portal_id)]
+                name = full_name(config.globals, target)
                 records.append(TargetRecord(name, tuple(dict.fromkeys(addresses))))
         return records
 

@@ -68,13 +68,14 @@ from targetd.model import (
     Configuration,
     Extent,
     Portal,
+    Target,
     diff,
     full_name,
     groups_by_target,
     mappings_by_extent,
     mappings_by_target,
     split_address,
-    targets_by_name,
+    target_named,
     validate,
 )
 from targetd.patrol import Job, Patrol
@@ -208,7 +209,7 @@ class Runtime:
         self.server.sessions.ended = self._session_ended
         self.portals = Portals(self.server, self.announce, listeners or Listeners())
         self._addresses = HostAddresses(loop, self.portals.changed)
-        self._view = View(self._config, {}, self.portals.absent)
+        self._view = View(self._config, self._targets, self.portals.absent)
         self.controller = ControllerServer(self)
         self._completions = Completions(loop, self.server.flush_stirred)
         self._patrol = Patrol(loop, self._completions)
@@ -358,18 +359,18 @@ class Runtime:
         config = self._config
         wanted = target.lower()
         return [
-            self._explain(portal, name, initiator_name, address)
+            self._explain(portal, configured, initiator_name, address)
             for portal in config.portals.values()
             if portal_id in (None, portal.id)
-            for name, (configured, _) in self._view.targets.items()
-            if not wanted or wanted in (name, configured.name.lower())
+            for configured in config.targets.values()
+            if not wanted or wanted in (full_name(config.globals, configured), configured.name.lower())
         ]
 
-    def _explain(self, portal: Portal, name: str, initiator_name: str, address: str) -> Explanation:
+    def _explain(self, portal: Portal, target: Target, initiator_name: str, address: str) -> Explanation:
         """What the login itself would answer, asked of the very code that answers it."""
         local_host, local_port = split_address(portal.addresses[0]) if portal.addresses else (address, 0)
         authorizer = PortalAuthorizer(lambda: self._view, portal.id, address, local_host, local_port)
-        target, _ = self._view.targets[name]
+        name = full_name(self._config.globals, target)
         verdict = authorizer.judge(target, initiator_name)
         allowed, rule = verdict.group is not None, verdict.rule
         method = verdict.group.auth_method if verdict.group is not None else ""
@@ -415,7 +416,7 @@ class Runtime:
 
     async def luns(self, target_name: str) -> dict[int, LunStatus] | None:
         """The logical units of a target; None: there is no such target."""
-        target = targets_by_name(self._config).get(target_name)
+        target = target_named(self._config, target_name)
         if target is None:
             return None
         found = {}
@@ -447,7 +448,7 @@ class Runtime:
             self.server.flush_stirred()
 
     def _lun(self, target_name: str, lun: int) -> LogicalUnit | None:
-        target = targets_by_name(self._config).get(target_name)
+        target = target_named(self._config, target_name)
         return self._targets[target.id].luns.get(lun) if target is not None else None
 
     async def events(self) -> AsyncIterator[Event]:
@@ -732,14 +733,7 @@ class Runtime:
         retired = self._swap_extents(old, new, changes, prepared)
         gone = self._swap_targets(old, new, changes)
         self._config = new
-        self._view = View(
-            new,
-            {
-                full_name(new.globals, target): (target, self._targets[target.id])
-                for target in new.targets.values()
-            },
-            self.portals.absent,
-        )
+        self._view = View(new, self._targets, self.portals.absent)
         table = self.server.sessions
         table.max_sessions = new.globals.max_sessions
         if self._listens:
@@ -851,7 +845,7 @@ class Runtime:
 
     def _target_port_groups(self, nexus: Nexus) -> tuple[int, ...]:
         """The portal groups through which the target of a nexus can be reached."""
-        target = targets_by_name(self._config).get(nexus.target_name)
+        target = target_named(self._config, nexus.target_name)
         return self._targets[target.id].ports if target is not None else ()
 
     def _keep(self, key: str, value: bytes, done: Callable[[Exception | None], None]) -> None:

@@ -9,7 +9,9 @@ other objects refer to a credential group by tag and to everything else by id.
 
     forms.py      text that clients write: addresses, networks, sizes
     fields.py     how a field is declared, and the declaration as data
-    resources.py  the resources, the Configuration, look-ups in it
+    members.py    collections that know what they were made from
+    resources.py  the resources, the Configuration
+    lookups.py    who has this name, what names that id
     errors.py     ConfigError: everything wrong, by object and attribute
     edits.py      new configurations from old, identifiers, differences
     checks.py     validate
@@ -57,6 +59,16 @@ from targetd.model.forms import (
     split_list,
     split_location,
 )
+from targetd.model.lookups import (
+    TARGETS_BY_NAME,
+    credentials_by_tag,
+    first_group,
+    full_name,
+    groups_by_target,
+    mappings_by_extent,
+    mappings_by_target,
+    target_named,
+)
 from targetd.model.resources import (
     BLOCK_SIZES,
     COLLECTIONS,
@@ -81,14 +93,7 @@ from targetd.model.resources import (
     Resource,
     Target,
     TargetGroup,
-    credentials_by_tag,
-    first_group,
-    full_name,
-    groups_by_target,
-    mappings_by_extent,
-    mappings_by_target,
     objects,
-    targets_by_name,
 )
 
 __all__ = [
@@ -103,6 +108,7 @@ __all__ = [
     "REQUIRED",
     "RPMS",
     "SIZED",
+    "TARGETS_BY_NAME",
     "VOLATILE",
     "WHOLE",
     "AuthChoice",
@@ -157,6 +163,6 @@ __all__ = [
     "split_address",
     "split_list",
     "split_location",
-    "targets_by_name",
+    "target_named",
     "validate",
 ]

@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 from targetd.model.errors import ConfigError
 from targetd.model.fields import rules, well_typed
 from targetd.model.forms import parse_size, split_list
+from targetd.model.lookups import REFERENCES, REFERRING, mappings_by_target
+from targetd.model.members import Members
 from targetd.model.resources import (
     COLLECTIONS,
     MAX_LUN,
@@ -29,7 +31,6 @@ from targetd.model.resources import (
 )
 
 __all__ = [
-    "REFERENCES",
     "Change",
     "Changes",
     "add",
@@ -48,14 +49,6 @@ __all__ = [
 
 _R = TypeVar("_R", Extent, InitiatorGroup, AuthCredential, Portal, Target, TargetGroup, LunMapping)
 
-REFERENCES: tuple[tuple[Collection, str, Collection], ...] = tuple(
-    (collection, rule.attribute, cast(Collection, rule.reference.collection))
-    for collection, cls in COLLECTIONS.items()
-    for rule in rules(cls).values()
-    if rule.reference is not None
-)
-"""Who refers to whom: (collection, attribute, what it names), read from the declarations."""
-
 
 def fresh(portal_address: str = "0.0.0.0:3260") -> Configuration:
     """What a new store holds: portal 1, initiator group 1 for everyone, the defaults (design.md §2)."""
@@ -65,7 +58,7 @@ def fresh(portal_address: str = "0.0.0.0:3260") -> Configuration:
 
 def _evolve(config: Configuration, **changes: Any) -> Configuration:
     new = replace(config, **changes)
-    new._derived.update(config._derived)
+    new.derived.update(config.derived)
     return new
 
 
@@ -79,7 +72,7 @@ def add(config: Configuration, collection: Collection, obj: Resource) -> Configu
     if obj.id in objects(config, collection):
         raise ValueError(f"id {obj.id} is taken in {collection}")
     last_ids = {**config.last_ids, collection: max(obj.id, config.last_ids.get(collection, 0))}
-    return _evolve(config, **{collection: {**objects(config, collection), obj.id: obj}, "last_ids": last_ids})
+    return _evolve(config, **{collection: objects(config, collection).put(obj.id, obj), "last_ids": last_ids})
 
 
 def replace_object(config: Configuration, collection: Collection, obj: Resource) -> Configuration:
@@ -90,7 +83,7 @@ def replace_object(config: Configuration, collection: Collection, obj: Resource)
     assert type(obj) is COLLECTIONS[collection]
     if objects(config, collection)[obj.id] == obj:
         return config
-    return _evolve(config, **{collection: {**objects(config, collection), obj.id: obj}})
+    return _evolve(config, **{collection: objects(config, collection).put(obj.id, obj)})
 
 
 def remove(config: Configuration, collection: Collection, id: int) -> Configuration:
@@ -100,22 +93,20 @@ def remove(config: Configuration, collection: Collection, id: int) -> Configurat
     grants that named them, which never widens access. Credentials are named by tag and take nothing.
     KeyError: there is no such id.
     """
-    remaining = dict(objects(config, collection))
-    del remaining[id]
-    changes: dict[str, Any] = {collection: remaining}
+    changes: dict[str, Any] = {collection: objects(config, collection).without((id,))}
     for other, attribute, named in REFERENCES:
         if named != collection:
             continue
-        members = changes.get(other, objects(config, other))
-        kept = {key: member for key, member in members.items() if getattr(member, attribute) != id}
-        if len(kept) != len(members):
-            changes[other] = kept
+        gone = {member.id for member in REFERRING[other, attribute].of(config).get(id, ())}
+        left: Members[Resource] = changes.get(other, objects(config, other))
+        if gone & left.keys():
+            changes[other] = left.without(gone & left.keys())
     return _evolve(config, **changes)
 
 
 def next_id(config: Configuration, collection: Collection) -> int:
     """The id for a new object: above every one that was ever given out there, deleted ones too."""
-    return max(config.last_ids.get(collection, 0), max(objects(config, collection), default=0)) + 1
+    return config.last_ids.get(collection, 0) + 1
 
 
 def next_tag(config: Configuration, collection: Literal["portals", "initiator_groups"]) -> int:
@@ -130,7 +121,7 @@ def next_lun(config: Configuration, target_id: int) -> int:
     Raises:
         ConfigError: it has all that can be addressed.
     """
-    lun = _lowest_free({m.lun for m in config.lun_mappings.values() if m.target_id == target_id}, 0)
+    lun = _lowest_free({mapping.lun for mapping in mappings_by_target(config).get(target_id, ())}, 0)
     if lun > MAX_LUN:
         raise ConfigError.one("lun_mappings", "lun", "This target has no free LUN ID.")
     return lun
@@ -202,10 +193,12 @@ def diff(old: Configuration, new: Configuration) -> Changes:
         before, after = objects(old, collection), objects(new, collection)
         if before is after:
             continue
-        written = {id: obj for id, obj in after.items() if (was := before.get(id)) is not obj and was != obj}
-        # as many as there were and nothing new: nothing can be missing
-        same = len(after) - sum(id not in before for id in written) == len(before)
-        removed = [] if same else [id for id in before if id not in after]
+        touched = after.touched_since(before)
+        ids = sorted(before.keys() | after.keys() if touched is None else touched)
+        written = {
+            id: now for id in ids if (now := after.get(id)) is not None and before.get(id) not in (now,)
+        }
+        removed = [id for id in ids if id in before and id not in after]
         if written or removed:
             changes[collection] = Change(written, removed)
     return changes

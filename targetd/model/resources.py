@@ -1,12 +1,12 @@
-"""The resources of the API as frozen dataclasses, a ``Configuration`` of them, and look-ups in it.
+"""The resources of the API as frozen dataclasses, and a ``Configuration`` of them.
 
 Sections are those of the API's semantics (``§5.1`` …).
 """
 
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
+from typing import Annotated, Literal, TypeAlias, cast
 
 from targetd.model.fields import AuthTag, OneOf, Range, Reference, Text
 from targetd.model.forms import (
@@ -17,6 +17,7 @@ from targetd.model.forms import (
     split_list,
     split_location,
 )
+from targetd.model.members import Members
 
 __all__ = [
     "BLOCK_SIZES",
@@ -42,14 +43,7 @@ __all__ = [
     "Resource",
     "Target",
     "TargetGroup",
-    "credentials_by_tag",
-    "first_group",
-    "full_name",
-    "groups_by_target",
-    "mappings_by_extent",
-    "mappings_by_target",
     "objects",
-    "targets_by_name",
 ]
 
 AuthChoice = Literal["None", "Auto", "CHAP", "CHAP Mutual"]
@@ -333,103 +327,36 @@ COLLECTIONS: Mapping[Collection, type[Resource]] = types.MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """Everything, at one moment. The mappings go from id to object and are never mutated."""
+    """Everything, at one moment. The mappings go from id to object and are never mutated; whatever mapping a
+    collection is given as, it is kept as ``Members``."""
 
     globals: GlobalConfiguration = field(default_factory=GlobalConfiguration)
-    extents: Mapping[int, Extent] = field(default_factory=dict)
-    initiator_groups: Mapping[int, InitiatorGroup] = field(default_factory=dict)
-    credentials: Mapping[int, AuthCredential] = field(default_factory=dict)
-    portals: Mapping[int, Portal] = field(default_factory=dict)
-    targets: Mapping[int, Target] = field(default_factory=dict)
-    target_groups: Mapping[int, TargetGroup] = field(default_factory=dict)
-    lun_mappings: Mapping[int, LunMapping] = field(default_factory=dict)
+    extents: Mapping[int, Extent] = field(default_factory=Members)
+    initiator_groups: Mapping[int, InitiatorGroup] = field(default_factory=Members)
+    credentials: Mapping[int, AuthCredential] = field(default_factory=Members)
+    portals: Mapping[int, Portal] = field(default_factory=Members)
+    targets: Mapping[int, Target] = field(default_factory=Members)
+    target_groups: Mapping[int, TargetGroup] = field(default_factory=Members)
+    lun_mappings: Mapping[int, LunMapping] = field(default_factory=Members)
     service_enabled: bool = True
     """``services/services/iscsitarget`` srv_enable: portals listen only while it is true."""
     last_ids: Mapping[str, int] = field(default_factory=dict)
-    """Collection name (``extents``, ``targets`` …) → the highest id ever given out there."""
-    _derived: dict[str, tuple[tuple[object, ...], Any]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-    """Look-ups made from the above, see ``_look_up``. The one thing here that grows after creation."""
+    """Collection name (``extents``, ``targets`` …) → the highest id ever given out there: no lower than any
+    that is there."""
+    derived: dict[object, object] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Look-ups made from the above, see ``lookups.py``. The one thing here that grows after creation."""
+
+    def __post_init__(self) -> None:
+        for collection in COLLECTIONS:
+            members = getattr(self, collection)
+            if isinstance(members, Members):
+                continue
+            object.__setattr__(self, collection, Members(members))
+            highest = max(members, default=0)
+            if highest > self.last_ids.get(collection, 0):
+                object.__setattr__(self, "last_ids", {**self.last_ids, collection: highest})
 
 
-# -- Look-ups ------------------------------------------------------------------------------------------
-_T = TypeVar("_T")
-_R = TypeVar("_R", Extent, InitiatorGroup, AuthCredential, Portal, Target, TargetGroup, LunMapping)
-
-
-def objects(config: Configuration, collection: Collection) -> Mapping[int, Resource]:
+def objects(config: Configuration, collection: Collection) -> Members[Resource]:
     """One collection of the configuration by its name."""
-    return cast(Mapping[int, Resource], getattr(config, collection))
-
-
-def _look_up(config: Configuration, name: str, sources: tuple[object, ...], make: Callable[[], _T]) -> _T:
-    """What ``make`` derives from ``sources``, made once and kept as long as those very objects live on.
-
-    The edits hand the kept ones to the next configuration, where they still hold if their sources do.
-    """
-    kept = config._derived.get(name)
-    if kept is not None and all(map(lambda a, b: a is b, kept[0], sources)):
-        return cast(_T, kept[1])
-    made = make()
-    config._derived[name] = (sources, made)
-    return made
-
-
-def _grouped(members: Iterable[_R], key: Callable[[_R], int]) -> Mapping[int, Sequence[_R]]:
-    groups: dict[int, list[_R]] = {}
-    for member in members:
-        groups.setdefault(key(member), []).append(member)
-    return groups
-
-
-def full_name(globals: GlobalConfiguration, target: Target) -> str:
-    """The iSCSI name, lower case: as stored if it is a whole name, else below the basename (§4)."""
-    name = target.name.lower()
-    return name if name.startswith(("iqn.", "eui.", "naa.")) else f"{globals.basename.lower()}:{name}"
-
-
-def targets_by_name(config: Configuration) -> Mapping[str, Target]:
-    """Full iSCSI name (lower case) → target."""
-
-    def make() -> dict[str, Target]:
-        return {full_name(config.globals, target): target for target in config.targets.values()}
-
-    return _look_up(config, "targets_by_name", (config.targets, config.globals), make)
-
-
-def groups_by_target(config: Configuration) -> Mapping[int, Sequence[TargetGroup]]:
-    """Target id → its grants; a target without any is absent."""
-    groups = config.target_groups
-    return _look_up(
-        config, "groups_by_target", (groups,), lambda: _grouped(groups.values(), lambda g: g.target_id)
-    )
-
-
-def mappings_by_target(config: Configuration) -> Mapping[int, Sequence[LunMapping]]:
-    """Target id → its LUNs, in no order of LUN; a target without any is absent."""
-    luns = config.lun_mappings
-    return _look_up(
-        config, "mappings_by_target", (luns,), lambda: _grouped(luns.values(), lambda m: m.target_id)
-    )
-
-
-def mappings_by_extent(config: Configuration) -> Mapping[int, Sequence[LunMapping]]:
-    """Extent id → where it is a LUN; an extent without any is absent."""
-    luns = config.lun_mappings
-    return _look_up(
-        config, "mappings_by_extent", (luns,), lambda: _grouped(luns.values(), lambda m: m.extent_id)
-    )
-
-
-def credentials_by_tag(config: Configuration) -> Mapping[int, Sequence[AuthCredential]]:
-    """Tag → its users, oldest first."""
-    users = config.credentials
-    return _look_up(
-        config, "credentials_by_tag", (users,), lambda: _grouped(users.values(), lambda user: user.tag)
-    )
-
-
-def first_group(config: Configuration, target_id: int) -> TargetGroup | None:
-    """The grant that a flat target shows and edits: its oldest (§5.8)."""
-    return min(groups_by_target(config).get(target_id, ()), key=lambda group: group.id, default=None)
+    return cast(Members[Resource], getattr(config, collection))

@@ -44,11 +44,10 @@ from targetd.model import (
     WHOLE,
     ConfigError,
     Configuration,
-    Target,
     diff,
     full_name,
     mappings_by_target,
-    targets_by_name,
+    target_named,
     validate,
 )
 from targetd.runtime import KEPT, KEPT_FAILURES, Runtime
@@ -451,13 +450,8 @@ class Fleet(Owner):
         self.front.announce_change(old, new)
 
     def _in_force(self, config: Configuration) -> None:
-        before, self._config = self._config, config
-        if before.targets is not config.targets or before.globals is not config.globals:
-            named = targets_by_name(config).items()
-            targets: Mapping[str, tuple[Target, object]] = {name: (t, t.id) for name, t in named}
-        else:
-            targets = self._view.targets
-        self._view = View(config, targets, self.front.portals.absent)
+        self._config = config
+        self._view = View(config, {id: id for id in config.targets}, self.front.portals.absent)
 
     async def _move(self, move: Move) -> None:
         """Have a part of what is in force live elsewhere. Logins to it wait meanwhile."""
@@ -590,15 +584,15 @@ class Fleet(Owner):
                 portal_id=portal.id,
                 portal_addresses=portal.addresses,
                 target_id=target.id,
-                target_name=name,
+                target_name=full_name(self._config.globals, target),
                 allowed=False,
                 reason=obstacle.reason,
                 authentication="",
                 discovered=False,
                 luns=(),
             )
-            for name, target in targets_by_name(self._config).items()
-            if wanted in ("", name, target.name.lower())
+            for target in self._config.targets.values()
+            if wanted in ("", full_name(self._config.globals, target), target.name.lower())
             and (obstacle := self._obstacle(target.id)) is not None
             for portal in self._config.portals.values()
             if portal_id in (None, portal.id)
@@ -608,7 +602,7 @@ class Fleet(Owner):
 
     async def luns(self, target_name: str) -> Mapping[int, LunStatus] | None:
         """See ``Runtime.luns``. Of a worker that is not there no medium is present."""
-        target = targets_by_name(self._config).get(target_name)
+        target = target_named(self._config, target_name)
         if target is None:
             return None
         answer: Mapping[int, LunStatus] | None = await self._ask(self._owner(target.id), "luns", target_name)
@@ -628,7 +622,7 @@ class Fleet(Owner):
         await self._of_owner(target_name, "load_lun", lun, loaded)
 
     async def _of_owner(self, target_name: str, what: str, *arguments: Any) -> None:
-        target = targets_by_name(self._config).get(target_name)
+        target = target_named(self._config, target_name)
         if target is not None:
             await self._ask(self._owner(target.id), what, target_name, *arguments)
 

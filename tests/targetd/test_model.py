@@ -2,14 +2,16 @@
 
 import dataclasses
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from targetd import model
 from targetd.model import (
     COLLECTIONS,
+    TARGETS_BY_NAME,
     AuthCredential,
     Collection,
     ConfigError,
@@ -41,6 +43,9 @@ from targetd.model import (
     split_address,
     validate,
 )
+from targetd.model.checks import _EXTENTS_BY_PATH, _UNIQUE
+from targetd.model.edits import _evolve
+from targetd.model.lookups import REFERRING
 from tests.targetd.configurations import extent, small
 
 # -- Text forms ----------------------------------------------------------------------------------------
@@ -316,7 +321,7 @@ def test_a_target_with_every_lun_taken_refuses_another() -> None:
 
 def test_look_ups_follow_every_edit() -> None:
     config = small()
-    assert set(model.targets_by_name(config)) == {
+    assert set(TARGETS_BY_NAME.of(config)) == {
         "iqn.2011-03.org.example.istgt:target1",
         "iqn.2011-03.org.example.istgt:target2",
     }
@@ -326,13 +331,13 @@ def test_look_ups_follow_every_edit() -> None:
     assert [user.user for user in model.credentials_by_tag(config)[2]] == ["two"]
 
     later = remove(config, "targets", 1)
-    assert set(model.targets_by_name(later)) == {"iqn.2011-03.org.example.istgt:target2"}
+    assert set(TARGETS_BY_NAME.of(later)) == {"iqn.2011-03.org.example.istgt:target2"}
     assert 1 not in model.mappings_by_target(later)
     assert 1 not in model.groups_by_target(later)
     assert [m.target_id for m in model.mappings_by_extent(later)[1]] == [2]
 
     renamed = replace(later, globals=replace(later.globals, basename="iqn.2020-01.com.example"))
-    assert set(model.targets_by_name(renamed)) == {"iqn.2020-01.com.example:target2"}
+    assert set(TARGETS_BY_NAME.of(renamed)) == {"iqn.2020-01.com.example:target2"}
 
 
 def test_a_look_up_is_made_once_while_its_sources_stay() -> None:
@@ -342,6 +347,66 @@ def test_a_look_up_is_made_once_while_its_sources_stay() -> None:
     edited = add(config, "targets", Target(id=3, name="third"))
     assert model.mappings_by_target(edited) is made
     assert edited == add(small(), "targets", Target(id=3, name="third"))
+
+
+INDEXES = (*REFERRING.values(), TARGETS_BY_NAME, *(rule.index for rule in _UNIQUE), _EXTENTS_BY_PATH)
+
+
+def forgetful(config: Configuration) -> Configuration:
+    """The same, with nothing known of where it came from and no look-up made."""
+    return replace(config, **{name: dict(objects(config, name)) for name in COLLECTIONS})  # type: ignore[arg-type]
+
+
+def problems(config: Configuration, since: Configuration) -> set[Problem]:
+    try:
+        validate(config, since)
+    except ConfigError as error:
+        return set(error.problems)
+    return set()
+
+
+@st.composite
+def edit(draw: st.DrawFn, config: Configuration) -> Configuration:
+    """One edit of few names and few ids, so that they clash; now and then of the globals."""
+    if draw(st.integers(0, 9)) == 0:
+        basename = draw(st.sampled_from(["iqn.2020-01.com.example", "iqn.2011-03.org.example.istgt"]))
+        return _evolve(config, globals=replace(config.globals, basename=basename))
+    collection = draw(st.sampled_from(["extents", "targets", "target_groups", "lun_mappings", "credentials"]))
+    there = objects(config, collection)
+    few, number = st.integers(1, 4), next_id(config, collection)
+    id = draw(st.sampled_from([*there, number]))
+    if id in there and draw(st.booleans()):
+        return remove(config, collection, id)
+    made: Any = {
+        "extents": lambda: extent(id, name=f"disk{draw(few)}", path=f"/mnt/{draw(few)}"),
+        "targets": lambda: Target(id=id, name=f"target{draw(few)}", alias=draw(st.sampled_from([None, "a"]))),
+        "target_groups": lambda: TargetGroup(id=id, target_id=draw(few), portal_id=draw(few)),
+        "lun_mappings": lambda: LunMapping(
+            id=id, target_id=draw(few), extent_id=draw(few), lun=draw(st.integers(0, 2))
+        ),
+        "credentials": lambda: AuthCredential(
+            id=id, tag=draw(few), user=f"user{draw(few)}", secret="secret secret"
+        ),
+    }[collection]()
+    return (add if id == number else replace_object)(config, collection, made)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_what_is_remembered_is_what_a_look_at_everything_finds(data: st.DataObject) -> None:
+    """Look-ups, differences and verdicts after any edits, asked at any of them, are those of configurations
+    about which nothing is known."""
+    old = new = small()
+    for _ in range(data.draw(st.integers(1, 25), "edits")):
+        new = data.draw(edit(new), "edit")
+        if data.draw(st.booleans(), "asked"):
+            plain = forgetful(new)
+            for index in INDEXES:
+                assert index.of(new) == index.of(plain)
+            assert diff(old, new) == diff(forgetful(old), plain)
+            assert problems(new, old) == problems(plain, forgetful(old))
+        if data.draw(st.booleans(), "in force"):
+            old = new
 
 
 def test_the_flat_target_is_bridged_to_its_oldest_grant() -> None:

@@ -70,9 +70,8 @@ class Workers:
             assert all(m.extent_id in part.extents for m in part.lun_mappings.values())
             assert all(group.target_id in part.targets for group in part.target_groups.values())
             assert (part.globals, part.service_enabled) == (self.config.globals, self.config.service_enabled)
-            assert self.shares.whole(self.config, worker).applied_to(Configuration()) == replace(
-                part, last_ids={}
-            )
+            whole = self.shares.whole(self.config, worker).applied_to(Configuration())
+            assert replace(whole, last_ids={}) == replace(part, last_ids={})
 
 
 def target(config: Configuration, id: int) -> Configuration:
