@@ -274,9 +274,10 @@ class Connection:
             self._nop_in(RESERVED_TAG, self._ping_tag, _NO_LUN, b"")
         if self._probes:
             self._conclude_probes([tag for tag, (until, _) in self._probes.items() if now > until])
-        if self.recovery is not None and not self.closing:
+        if not self.closing:
             self.writes.tick(now)
-            self.sessions.stirred.add(self)
+            if self.recovery is not None:
+                self.sessions.stirred.add(self)
 
     def probe(self, answered: Callable[[], None]) -> None:
         """Call ``answered`` once the initiator has shown that it has got everything sent so far, or when it
@@ -608,7 +609,7 @@ class Connection:
         data = outcome.data_in
         flags, residual, read_residual = residuals(task, len(data))
         if len(data) > task.expected_in:
-            data = memoryview(data)[: task.expected_in]
+            data = _cut(data, task.expected_in)
         if data:
             session.bytes_read += len(data)
             # With both directions the residuals have fields of their own, in the SCSI Response only.
@@ -629,6 +630,8 @@ class Connection:
             session.exp_cmd_sn, session.max_cmd_sn, task.data_sn, read_residual, residual,
         )  # fmt: skip
         self.answer(header, sense)
+        if task.transfer is not None:
+            self.writes.release(task)
 
     def _data_in(self, task: Task, data: Buffer, flags: int, residual: int, collapse: bool) -> None:
         """Data-In PDUs for all of ``data``; with ``collapse`` the last one carries GOOD status."""
@@ -823,6 +826,12 @@ _PHASES: dict[Phase, tuple[str, dict[int, str]]] = {
     Phase.LOGGED_OUT: ("_ignore", {}),
 }
 """Phase → (handler of everything else, opcode → handler)."""
+
+
+def _cut(data: Buffer, length: int) -> Buffer:
+    """The first bytes; a window keeps all of what it is on, and a reply may have to wait for long."""
+    view = memoryview(data)[:length]
+    return bytes(view) if 2 * length < len(data) and isinstance(view.obj, bytes | bytearray) else view
 
 
 def _nowhere(view: memoryview, at: int, size: int) -> memoryview | None:

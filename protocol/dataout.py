@@ -7,6 +7,9 @@ its data is drained, and then the command ends with that sense.
 A write stays on its connection (connection allegiance, RFC 7143 §4.2.2.1): a sequence is found by the tags of
 this connection alone, so Data-Out on another one belongs to nothing and is rejected.
 
+A large write gets the memory for its data, and with it the R2Ts, when ``MAX_IN_FLIGHT`` has room for it: in
+the order in which they came, so none waits for ever.
+
 ``protocol.recovery`` has the same for sessions in which lost data is asked for again.
 """
 
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from protocol.bhs import FINAL, DataOut, ReadyToTransfer
 from protocol.enums import RESERVED_TAG, Opcode, RejectReason
-from protocol.limits import REMEMBERED_TAGS
+from protocol.limits import LARGE_COMMAND, MAX_IN_FLIGHT, REMEMBERED_TAGS
 from protocol.scsi.request import Outcome
 from protocol.scsi.sense import CheckCondition, Sense
 from protocol.task import Burst, Task, Transfer
@@ -31,7 +34,10 @@ __all__ = ["Writes"]
 class Writes:
     """The writes of one connection in full feature phase."""
 
-    __slots__ = ("_placed", "bursts", "connection", "forgotten", "keep_early", "session")
+    __slots__ = (
+        "_allotted", "_lingering", "_placed", "_queue", "bursts", "connection", "forgotten", "keep_early",
+        "session",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -51,11 +57,54 @@ class Writes:
         self.forgotten: deque[int] = deque(maxlen=REMEMBERED_TAGS)
         """Initiator Task Tags of tasks that are no more."""
         self._placed: memoryview | None = None
+        self._allotted = 0
+        """Bytes of buffers of large writes."""
+        self._queue: dict[Task, None] = {}
+        """Those that wait for theirs, in order."""
+        self._lingering: list[Task] = []
+        """Aborted, while a worker has their data in hand."""
+
+    # -- memory -------------------------------------------------------------------------------
+
+    def _has_room(self, need: int) -> bool:
+        """For a large write, now."""
+        return not self._queue and (not self._allotted or self._allotted + need <= MAX_IN_FLIGHT)
+
+    def _allot(self, transfer: Transfer) -> None:
+        self._allotted += transfer.need
+        transfer.allotted = transfer.need
+
+    def release(self, task: Task) -> None:
+        """The data of a write is needed no more."""
+        self._queue.pop(task, None)
+        transfer = task.transfer
+        if transfer is not None and transfer.allotted:
+            self._allotted -= transfer.allotted
+            transfer.allotted = 0
+            self._serve_queue()
+
+    def _serve_queue(self) -> None:
+        queue, self._queue = self._queue, {}
+        for task in queue:
+            transfer = task.transfer
+            assert transfer is not None
+            if self.connection.closing or not self._has_room(transfer.need):
+                self._queue[task] = None
+            elif transfer.cramped:
+                self._allot(transfer)
+                transfer.grow()
+                self.advance(task)
+                self.connection.sessions.stirred.add(self.connection)
 
     # -- a write begins, goes on, ends --------------------------------------------------------
 
     def tick(self, now: float) -> None:
         """Time has passed. Nothing that is late is asked for again here."""
+        if self._lingering:
+            over = [task for task in self._lingering if not task.unit.has_in_hand(task)]
+            self._lingering = [task for task in self._lingering if task not in over]
+            for task in over:
+                self.release(task)
 
     def adopt(self, task: Task) -> None:
         """Carry on with a write of another connection, which only ErrorRecoveryLevel 2 allows."""
@@ -70,8 +119,16 @@ class Writes:
         """A write whose data is not all here, or that has failed already."""
         keys = self.session.keys
         need = 0 if outcome is not None else min(task.expected, task.transfer_length)
-        transfer = task.transfer = Transfer(need, outcome)
         size = len(data)
+        if need <= LARGE_COMMAND:
+            transfer = task.transfer = Transfer(need, outcome, need)
+        elif self._has_room(need):
+            transfer = task.transfer = Transfer(need, outcome, need)
+            self._allot(transfer)
+        else:
+            unasked = size if task.flags & FINAL else max(size, keys.first_burst_length)
+            transfer = task.transfer = Transfer(need, outcome, unasked)
+            self._queue[task] = None
         if size > task.expected:
             transfer.fault = Sense.INCORRECT_AMOUNT_OF_DATA
         elif not self.immediate_allowed(size):
@@ -92,6 +149,8 @@ class Writes:
         assert transfer is not None
         keys = self.session.keys
         if transfer.unsolicited is not None:
+            return
+        if transfer.cramped:
             return
         if not transfer.draining:
             while transfer.asked < transfer.need and len(transfer.bursts) < keys.max_outstanding_r2t:
@@ -144,6 +203,10 @@ class Writes:
         transfer = task.transfer
         if transfer is not None:
             self.forgotten.append(task.initiator_task_tag)
+            if task.unit.has_in_hand(task):
+                self._lingering.append(task)
+            else:
+                self.release(task)
             for burst in transfer.bursts:
                 self.bursts.pop(burst.target_transfer_tag, None)
             # A burst knows its task: without this the data of an aborted write, up to 16 MiB, would wait
@@ -156,6 +219,7 @@ class Writes:
         if task.transfer is not None:
             for burst in task.transfer.bursts:
                 self.bursts.pop(burst.target_transfer_tag, None)
+            self.release(task)
 
     # -- Data-Out PDUs ------------------------------------------------------------------------
 
@@ -181,7 +245,7 @@ class Writes:
         if burst is None or burst.task.transfer is None or _fault(burst, header, size) is not None:
             return None
         transfer = burst.task.transfer
-        if header.buffer_offset + size > transfer.need:
+        if header.buffer_offset + size > len(transfer.buffer):
             return None
         self._placed = transfer.buffer[header.buffer_offset : header.buffer_offset + size]
         return self._placed

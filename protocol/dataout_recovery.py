@@ -17,7 +17,7 @@ from protocol import serial
 from protocol.bhs import FINAL, DataOut
 from protocol.dataout import Writes
 from protocol.enums import RESERVED_TAG, RejectReason
-from protocol.limits import MAX_FRUITLESS, REMEMBERED_TAGS, SEQUENCE_TIMEOUT_S
+from protocol.limits import LARGE_COMMAND, MAX_FRUITLESS, REMEMBERED_TAGS, SEQUENCE_TIMEOUT_S
 from protocol.scsi.sense import Sense
 from protocol.task import Burst, Task
 
@@ -93,10 +93,16 @@ class RecoveringWrites(Writes):
         for burst in transfer.bursts:
             transfer.lose(burst.offset, burst.end)
         transfer.bursts.clear()
+        if transfer.cramped:
+            self._queue[task] = None
+        elif transfer.need > LARGE_COMMAND:
+            self._allot(transfer)
         self.advance(task)
+        self._serve_queue()
 
     def tick(self, now: float) -> None:
         """Sequence reception timeout (RFC 7143 §7.1.4.1): what has not come in time is missing."""
+        super().tick(now)
         for task in list(self.session.tasks.values()):
             transfer = task.transfer
             if transfer is None or task.connection is not self.connection:

@@ -26,6 +26,7 @@ from protocol.bhs import DataIn, ScsiResponse
 from protocol.digest import digest
 from protocol.enums import RESERVED_TAG
 from protocol.framer import Handler
+from protocol.limits import MAX_PLAIN_READ, MAX_PLAIN_REPLIES
 
 if TYPE_CHECKING:
     from protocol.connection import Connection
@@ -65,7 +66,7 @@ def scsi_command_handler(connection: "Connection", general: Handler) -> Handler:
     nexus = session.nexus
     tasks = session.tasks
     keys = session.keys
-    longest_in = keys.max_burst_length
+    longest_in = min(keys.max_burst_length, MAX_PLAIN_READ)
     longest_out = keys.first_burst_length if keys.immediate_data else 0
     header_digest = connection.keys.header_digest
     data_digest = connection.keys.data_digest
@@ -92,7 +93,13 @@ def scsi_command_handler(connection: "Connection", general: Handler) -> Handler:
             return
         unit = target.unit_for(lun)
         if flags == _READ and operation in _READS:
-            if lengths or expected > longest_in or expected > connection.send_limit or expected & 3:
+            if (
+                lengths
+                or expected > longest_in
+                or expected > connection.send_limit
+                or expected & 3
+                or len(connection.out) > MAX_PLAIN_REPLIES
+            ):
                 general(view, at, data)
                 return
             found = unit.read_at_once(operation, lba, blocks, expected, data_digest)

@@ -9,7 +9,9 @@ A number here is ours. What an operator sets, or both sides negotiate, bounds th
                                      into force, MAX_LOGIN_DATA. More is never received, let alone kept
     unsolicited data of a command    FirstBurstLength (§13.14), checked at each PDU; of a session, that for
                                      every command of its window
-    solicited data                   MaxBurstLength (§13.13) an R2T, as many R2Ts as MaxOutstandingR2T
+    solicited data                   MaxBurstLength (§13.13) an R2T, as many R2Ts as MaxOutstandingR2T; of all
+                                     commands of a connection, MAX_IN_FLIGHT
+    replies that wait to be read     of small commands, the command window; of large ones, MAX_IN_FLIGHT
 
 How many connections the process takes at all, before it knows from whom, is ``targetd.limits``.
 """
@@ -18,17 +20,21 @@ from dataclasses import dataclass
 
 __all__ = [
     "KEPT_COST",
+    "LARGE_COMMAND",
     "MAX_AHS_WORDS",
     "MAX_CHAP_BINARY",
     "MAX_DISCOVERY_SESSIONS",
     "MAX_EARLY_HEADERS",
     "MAX_FRUITLESS",
     "MAX_IMMEDIATE_TASKS",
+    "MAX_IN_FLIGHT",
     "MAX_KEPT",
     "MAX_KEY",
     "MAX_LOGIN_DATA",
     "MAX_LONG_VALUE",
     "MAX_NAME",
+    "MAX_PLAIN_READ",
+    "MAX_PLAIN_REPLIES",
     "MAX_TEXT",
     "MAX_TEXT_QUEUED",
     "MAX_TSIH",
@@ -94,6 +100,25 @@ are rejected with Immediate Command Reject. Initiators use a handful."""
 
 MAX_EARLY_HEADERS = 64 * 1024
 """Bytes of Data-Out headers kept for a command that waits for its turn, beside FirstBurstLength of data."""
+
+LARGE_COMMAND = 64 * 1024
+"""Bytes of data from which on a command is held back when there is no room for them. Smaller ones never are:
+the command window of 32 bounds them to 2 MiB."""
+
+MAX_IN_FLIGHT = 16 * 2**20
+"""Bytes that the large commands of a connection may hold in memory, for each direction: replies that are
+being made or wait to be read, and buffers for Data-Out. What does not fit waits for its turn, in its order;
+a command that is larger by itself has its turn all the same, when little or nothing else is there. A window
+of 32 commands of 512 KiB fits, or the largest I/O of Windows (8 MiB) twice; without a bound a queue of the
+largest commands would be 1 GiB that a peer asks for, and never reads or sends."""
+
+MAX_PLAIN_READ = 256 * 1024
+"""Bytes of a READ that is answered while its wake-up is still being read (``protocol.fastpath``)."""
+
+MAX_PLAIN_REPLIES = 256
+"""Buffers queued after which such a READ waits for the end of its wake-up, where the command window counts:
+there are two or three a reply, and one turn may bring READs of 48 bytes by the thousand, with numbers that
+the peer was not told yet."""
 
 REMEMBERED_TAGS = 64
 """Aborted tasks whose Data-Out may still be on the way, so that it is dropped without a Reject."""

@@ -125,17 +125,22 @@ class Transfer:
     """The Data-Out of one command that did not come whole with the command."""
 
     __slots__ = (
-        "asked", "buffer", "bursts", "fault", "fruitless", "missing", "need", "outcome", "unsolicited",
+        "allotted", "asked", "buffer", "bursts", "fault", "fruitless", "missing", "need", "outcome",
+        "unsolicited",
     )  # fmt: skip
 
-    def __init__(self, need: int, outcome: Outcome | None) -> None:
+    def __init__(self, need: int, outcome: Outcome | None, room: int) -> None:
         """
         Args:
             need: bytes the command will use: min(EDTL, what the CDB asks for).
             outcome: the command has failed already; its data is only drained.
+            room: bytes there is memory for now; at least what may come unasked.
         """
         self.need = need
-        self.buffer = memoryview(bytearray(need))
+        self.allotted = 0
+        """Bytes of ``protocol.limits.MAX_IN_FLIGHT`` that are this command's."""
+        self.buffer = memoryview(bytearray(min(need, room)))
+        """Shorter than ``need`` until ``grow``."""
         self.outcome = outcome
         self.fault: Sense | None = None
         self.unsolicited: Burst | None = None
@@ -149,9 +154,15 @@ class Transfer:
         self.fruitless = 0
         """R2Ts in a row that brought nothing."""
 
+    def grow(self) -> None:
+        """There is memory for all of it."""
+        buffer = memoryview(bytearray(self.need))
+        buffer[: len(self.buffer)] = self.buffer
+        self.buffer = buffer
+
     def store(self, offset: int, data: Buffer) -> None:
         """Take bytes that arrived at ``offset``; what lies beyond ``need`` is dropped."""
-        end = min(offset + len(data), self.need)
+        end = min(offset + len(data), len(self.buffer))
         if offset < end:
             self.buffer[offset:end] = data[: end - offset]
 
@@ -164,7 +175,12 @@ class Transfer:
     @property
     def open(self) -> bool:
         """Data is still to come."""
-        return self.unsolicited is not None or bool(self.bursts)
+        return self.unsolicited is not None or bool(self.bursts) or self.cramped
+
+    @property
+    def cramped(self) -> bool:
+        """There is no memory yet for what is still to come."""
+        return len(self.buffer) < self.need and not self.draining
 
     @property
     def draining(self) -> bool:

@@ -18,6 +18,7 @@ import logging
 import secrets
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
@@ -27,6 +28,7 @@ from protocol.access import Authorizer
 from protocol.connection import Connection
 from protocol.enums import LoginStatus
 from protocol.events import LoggedIn, LoggedOut, LoginRefused
+from protocol.limits import LARGE_COMMAND, MAX_IN_FLIGHT
 from protocol.scsi.request import Buffer, Outcome, Request
 from protocol.session import SessionTable
 from protocol.task import Task
@@ -123,6 +125,8 @@ class Channel:
         "connection",
         "failed",
         "fd",
+        "held",
+        "large",
         "local",
         "peer",
         "portal_id",
@@ -156,6 +160,10 @@ class Channel:
         """What the socket did not take yet."""
         self.writing = False
         self.reading = True
+        self.large: list[Task] = []
+        """READs of large data that may not have ended yet."""
+        self.held: deque[Task] = deque()
+        """Those that wait for room (``MAX_IN_FLIGHT``), in order."""
         globals_ = server.view().configuration.globals
         self.connection = Connection(
             server.sessions,
@@ -244,18 +252,64 @@ class Channel:
         connection = self.connection
         for event in connection.take_events():
             if event.__class__ is Task:
-                if not event.aborted:
-                    outcome = event.unit.submit(event)
-                    if outcome is not None:
-                        connection.complete(event, outcome)
-                    else:
-                        event.started = connection.now
+                if event.aborted or (event.length > LARGE_COMMAND and self._holds_back(event)):
+                    continue
+                outcome = event.unit.submit(event)
+                if outcome is not None:
+                    connection.complete(event, outcome)
+                else:
+                    event.started = connection.now
             else:
                 _EVENTS[event.__class__](self, event)
         if connection.events:
             self.carry_out()
 
+    def _holds_back(self, task: Task) -> bool:
+        """Whether a large command has to wait for room for its reply; then it does, else it has it."""
+        row = task.command
+        if row is None or not row.reads:
+            return False
+        if self.held or not self._has_room(task):
+            self.held.append(task)
+            return True
+        self.large.append(task)
+        return False
+
+    def _has_room(self, task: Task) -> bool:
+        """What is being read, by whichever command, and what waits for the peer to take it."""
+        large = self.large = [each for each in self.large if each.unit.has_in_hand(each)]
+        taken = sum(map(len, self.waiting)) + sum(map(len, self.connection.out))
+        taken += sum(each.length for each in large)
+        return taken + min(task.length, MAX_IN_FLIGHT // 2) <= MAX_IN_FLIGHT
+
+    def _release(self) -> None:
+        """Go on with what was held back, as far as there is room. While the peer is not read from it waits:
+        what it has said meanwhile may be an abort."""
+        held = self.held
+        while held and self.reading:
+            if not held[0].aborted and not self._has_room(held[0]):
+                return
+            task = held.popleft()
+            if task.aborted:
+                continue
+            self.large.append(task)
+            self._submit(task)
+            self._push()
+
+    def _submit(self, task: Task) -> None:
+        """Run what was held back; ``task.connection`` may be another one meanwhile (TASK REASSIGN)."""
+        task.started = monotonic()
+        outcome = task.unit.submit(task)
+        if outcome is not None:
+            self.server.deliver(task, outcome)
+
     def flush(self) -> None:
+        """Send what there is, and go on with what waited for that."""
+        self._push()
+        if self.held:
+            self._release()
+
+    def _push(self) -> None:
         """Send what there is; wait for the socket when it takes no more."""
         connection = self.connection
         out = connection.data_to_send()
@@ -313,7 +367,11 @@ class Channel:
 
     def _writable(self) -> None:
         self.writing = False
-        self.flush()
+        self._push()
+        if self.held and self.fd >= 0:
+            if self.reading:
+                self.readable()
+            self._release()
 
     def fail(self, initiator_name: str, target_name: str, status: str, reason: str) -> None:
         """Tell that there will be no session."""
@@ -341,6 +399,10 @@ class Channel:
         self.waiting = []
         connection = self.connection
         connection.lost(reason)
+        for task in self.held:  # not aborted: they wait to be reassigned, and how they end is kept
+            if not task.aborted:
+                self._submit(task)
+        self.held.clear()
         self.server.gone(self, reason)
         self.sock.close()
 
@@ -552,6 +614,8 @@ class Server:
         for channel in list(self.channels):
             connection = channel.connection
             connection.tick(now)
+            if channel.held:  # room may have come by what no peer was told of, as the end of an aborted READ
+                channel.flush()
             if connection.closing and now - connection.closing_since > CLOSE_S:
                 channel.drop(connection.closing)
         self.sessions.tick(now)

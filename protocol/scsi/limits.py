@@ -24,9 +24,9 @@ __all__ = [
 ]
 
 MAXIMUM_TRANSFER_BYTES = 32 * 2**20
-"""MAXIMUM TRANSFER LENGTH. One command may hold this much memory, so it bounds a session's memory by its
-queue depth; initiators split what is longer by themselves. Linux asks for 1280 KiB, Windows for 8 MiB;
-libiscsi's suite writes what MAXIMUM WRITE SAME LENGTH allows in one go."""
+"""MAXIMUM TRANSFER LENGTH. One command may hold this much memory, and ``protocol.limits.MAX_IN_FLIGHT`` says
+what all of a connection may; initiators split what is longer by themselves. Linux asks for 1280 KiB, Windows
+for 8 MiB; libiscsi's suite writes what MAXIMUM WRITE SAME LENGTH allows in one go."""
 
 OPTIMAL_TRANSFER_BYTES = 2**20
 """OPTIMAL TRANSFER LENGTH: beyond it a longer command saves nothing any more."""

@@ -281,6 +281,10 @@ class TaskSet(ABC):
             self._begin_pauses()
         self._advance_beside()
 
+    def has_in_hand(self, request: Request) -> bool:
+        """Whether it has not ended, or was aborted while it was under way, and still is."""
+        return request in self.tasks or request in self._running
+
     # -- what must wait -----------------------------------------------------------------------
 
     def _changing(self, nexus: Nexus) -> bool:
