@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Writes"]
 
+_R2T = ReadyToTransfer.LAYOUT.pack
+
 
 class Writes:
     """The writes of one connection in full feature phase."""
@@ -56,7 +58,9 @@ class Writes:
         """Target Transfer Tag → the R2T it belongs to."""
         self.forgotten: deque[int] = deque(maxlen=REMEMBERED_TAGS)
         """Initiator Task Tags of tasks that are no more."""
-        self._placed: memoryview | None = None
+        self._placed: tuple[memoryview, DataOut, Burst, memoryview] | None = None
+        """A data segment on the way to its place, its header, the sequence it was found fit for, and the buffer
+        that this place is in."""
         self._allotted = 0
         """Bytes of buffers of large writes."""
         self._queue: dict[Task, None] = {}
@@ -175,10 +179,10 @@ class Writes:
         burst = Burst(task, connection.new_tag(), start, start + length)
         self.bursts[burst.target_transfer_tag] = burst
         transfer.bursts.append(burst)
-        header = ReadyToTransfer(
+        header = _R2T(
             Opcode.READY_TO_TRANSFER, FINAL, 0, task.lun, task.initiator_task_tag, burst.target_transfer_tag,
             connection.stat_sn, session.exp_cmd_sn, session.max_cmd_sn, task.data_sn, start, length,
-        ).build()  # fmt: skip
+        )  # fmt: skip
         task.data_sn += 1
         connection.send(header)
         return header
@@ -247,28 +251,51 @@ class Writes:
         transfer = burst.task.transfer
         if header.buffer_offset + size > len(transfer.buffer):
             return None
-        self._placed = transfer.buffer[header.buffer_offset : header.buffer_offset + size]
-        return self._placed
+        target = transfer.buffer[header.buffer_offset : header.buffer_offset + size]
+        self._placed = target, header, burst, transfer.buffer
+        return target
 
     def data_out(self, view: memoryview, at: int, data: memoryview) -> None:
         """Take one Data-Out PDU."""
+        placed, self._placed = self._placed, None
+        if placed is not None and placed[0] is data:
+            # Judged when it began, and no other PDU has come here since. But what it belongs to may be gone or
+            # broken by now, or may have got a larger buffer.
+            _, header, burst, buffer = placed
+            transfer = burst.task.transfer
+            if (
+                transfer is not None
+                and transfer.fault is None
+                and transfer.buffer is buffer
+                and self._is_open(burst)
+            ):
+                burst.offset += len(data)
+                burst.data_sn += 1
+                if header.flags & FINAL:
+                    self.over(burst)
+                return
         header = DataOut.parse(view, at)
-        burst = self.find(header)
-        if burst is None or burst.task.transfer is None:
+        found = self.find(header)
+        if found is None or found.task.transfer is None:
             self.stray(header, view, at, data)
             return
-        transfer = burst.task.transfer
+        transfer = found.task.transfer
         size = len(data)
         if transfer.fault is None:
-            transfer.fault = _fault(burst, header, size)
+            transfer.fault = _fault(found, header, size)
         if transfer.fault is None:
-            if data is not self._placed:
-                transfer.store(header.buffer_offset, data)
-            burst.offset += size
-            burst.data_sn += 1
-        self._placed = None
+            transfer.store(header.buffer_offset, data)
+            found.offset += size
+            found.data_sn += 1
         if header.flags & FINAL:
-            self.over(burst)
+            self.over(found)
+
+    def _is_open(self, burst: Burst) -> bool:
+        """Whether it is still what ``find`` would find."""
+        if burst.target_transfer_tag != RESERVED_TAG:
+            return self.bursts.get(burst.target_transfer_tag) is burst
+        transfer = burst.task.transfer
+        return transfer is not None and transfer.unsolicited is burst
 
     def stray(self, header: DataOut, view: memoryview, at: int, data: memoryview) -> None:
         """A PDU of no sequence: of a command that waits for its turn, of a task that is no more, or wrong."""

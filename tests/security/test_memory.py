@@ -268,6 +268,31 @@ def test_unsolicited_data_of_a_write_that_waits_is_kept(target: MemoryTarget) ->
     assert peer.command(read_16(0, SIZE), read=SIZE).data == bytes([3]) * SIZE
 
 
+def test_memory_that_comes_amid_a_data_segment_loses_none_of_it() -> None:
+    """The segment was on its way to the buffer that the write had before."""
+    target = MemoryTarget(
+        size=64 * MIB, initial_r2t=False, immediate_data=False, max_recv_data_segment_length=1 << 16
+    )
+    peer = target.logged_in()
+    target.lane.hold = True
+    for number in range(2):
+        peer.send_command(FUA_WRITE_16 + write_16(SIZE * number, SIZE)[2:], bytes(SIZE))
+    while len(target.lane.held) < 2:
+        peer._dispatch(peer.receive())
+    sent: list[bytes] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peer, "send", sent.append)
+        third = peer.send_command(write_16(0, SIZE), bytes([3]) * SIZE)
+    (stream,) = sent
+    half = 2 * 48 + 20000  # the command, the header of its unsolicited Data-Out, and some of that
+    peer.send(stream[:half])
+    target.lane.release()
+    target.lane.hold = False
+    peer.send(stream[half:])
+    assert peer.wait(third).good
+    assert peer.command(read_16(0, SIZE), read=SIZE).data == bytes([3]) * SIZE
+
+
 def test_a_short_answer_does_not_keep_a_long_one() -> None:
     """READ of 1 MiB into room for one block: what waits to be read is a block."""
     target = MemoryTarget(size=2 * MIB)
