@@ -12,24 +12,29 @@ import base64
 import json
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from aiohttp import StreamReader, web
 from aiohttp.test_utils import make_mocked_request
 
 from api.app import make_app
 from api.auth import Account, Authenticator, hash_password
+from protocol import dataout
 from protocol.access import Credential
+from protocol.bhs import ReadyToTransfer
 from protocol.chap import response
 from protocol.enums import AuthMethod, Opcode
 from protocol.events import LoginRefused
+from protocol.limits import KEPT_COST
 from protocol.textkeys import TextError, parse, read_binary, read_number
 from targetd.luc import Conversation, Policy
 from targetd.model import validate
 from tests.api.engine import MemoryEngine
-from tests.initiator import MemoryPeer, frame
+from tests.initiator import ConnectionClosed, LoginFailed, MemoryPeer, Pdu, frame
 from tests.protocol.target import TARGET, Endpoint, MemoryTarget, connection_of
 from tests.targetd.test_luc import ALICE, Shelf, fixed_randomness
 
@@ -128,7 +133,8 @@ def chap(data: bytes) -> None:
             text = text.replace(b"@I", told["CHAP_I"].encode()).replace(b"@C", told["CHAP_C"].encode())
         peer.send(peer.initiator.login_request(text, flags=flags, initiator_task_tag=1))
         for pdu in peer.pending():
-            told.update(pdu.text)
+            if pdu.opcode == Opcode.LOGIN_RESPONSE:
+                told.update(pdu.text)
     target.access.grant = open_grant
     _over(target, peer, len(data))
 
@@ -182,6 +188,125 @@ def pdus(data: bytes) -> None:
     target.lane.release()
     target.lane.hold = False
     _over(target, peer, len(data))
+
+
+STEP = 49
+"""What to do, and a header."""
+
+
+class _Recovering:
+    """A session of level 1 or 2, with digests and with little memory for writes as the first byte says."""
+
+    def __init__(self, how: int) -> None:
+        self.level = 1 + (how & 1)
+        self.digests = "CRC32C" if how & 2 else "None"
+        self.target = MemoryTarget(
+            size=SIZE,
+            error_recovery_level=2,
+            max_connections=2,
+            default_time2wait=2,
+            default_time2retain=20,
+            initial_r2t=bool(how & 8),
+            max_burst_length=1024,
+            first_burst_length=1024,
+            max_recv_data_segment_length=512,
+        )
+        keys = {
+            "ErrorRecoveryLevel": str(self.level),
+            "MaxConnections": "2",
+            "DefaultTime2Wait": "2",
+            "DefaultTime2Retain": "20",
+            "HeaderDigest": self.digests,
+            "DataDigest": self.digests,
+        }
+        self.peers = [self.target.logged_in(strict=False, keys=keys)]
+        self.r2t: Pdu | None = None
+
+    def send(self, peer: MemoryPeer, what: int, header: bytearray) -> None:
+        """One PDU, with numbers that get somewhere: CmdSN in turn, tags of a few, Data-Out as asked for."""
+        connection = connection_of(peer)
+        session = connection.session
+        if connection.closing or session is None:
+            return
+        body = bytes(header[32:48]) * (header[7] % 33)
+        header[4:8] = len(body).to_bytes(4, "big")
+        header[16:19] = b"\0\0\0"
+        header[19] &= 7
+        opcode = header[0] & 0x3F
+        if opcode != Opcode.SCSI_DATA_OUT:
+            header[24:28] = session.exp_cmd_sn.to_bytes(4, "big")
+        elif what & 0x08 and self.r2t is not None:
+            asked = self.r2t.expect(ReadyToTransfer)
+            offset = asked.buffer_offset + (header[47] & 3) * 512
+            header[16:24] = asked.initiator_task_tag.to_bytes(4, "big") + asked.target_transfer_tag.to_bytes(
+                4, "big"
+            )
+            header[36:48] = bytes(3) + bytes((header[47] & 3,)) + offset.to_bytes(4, "big") + bytes(4)
+        header[28:32] = (connection.stat_sn - (what >> 4 & 7) & 0xFFFFFFFF).to_bytes(4, "big")
+        digests = self.digests != "None"
+        pdu = bytearray(frame(bytes(header), body, header_digest=digests, data_digest=digests))
+        if what & 7 == 3:
+            pdu[48 + header[46] % max(1, len(pdu) - 48) if digests else header[46] % 48] ^= 0x10
+        peer.send(bytes(pdu))
+
+    def join(self, what: int) -> None:
+        """One more connection, or one in the place of another, whether that was cut or not."""
+        peer = self.target.connect(session=self.peers[0].session, strict=False)
+        peer.initiator.cid = 1 + (what >> 4 & 3)
+        try:
+            peer.login(TARGET, keys={"HeaderDigest": self.digests, "DataDigest": self.digests})
+        except (LoginFailed, ConnectionClosed):
+            return
+        self.peers.append(peer)
+
+    def look(self) -> None:
+        """Take what the target says, and hold it to its own accounts."""
+        for peer in self.peers:
+            self.r2t = next(
+                (pdu for pdu in peer.pending() if pdu.opcode == Opcode.READY_TO_TRANSFER), self.r2t
+            )
+            recovery = connection_of(peer).recovery
+            if recovery is not None:
+                pdus = [pdu for sent in recovery.sent.values() for pdu in sent.pdus.values()]
+                kept = sum(KEPT_COST + len(data) for _, data in [*pdus, *recovery.answers.values()])
+                kept += sum(len(outcome.data_in) for outcome in recovery.waiting.values())
+                assert recovery.size == kept, f"{kept} bytes are kept, {recovery.size} counted"
+
+
+def recovery(data: bytes) -> None:
+    """Error recovery levels 1 and 2: PDUs lost and damaged, SNACKs, time that passes, connections cut and
+    others that take their place."""
+    how = data[0] if data else 0
+    with ExitStack() as stack:
+        if how & 4:
+            stack.enter_context(patch.object(dataout, "LARGE_COMMAND", 512))
+            stack.enter_context(patch.object(dataout, "MAX_IN_FLIGHT", 2048))
+        run = _Recovering(how)
+        target = run.target
+        for at in range(1, min(len(data), STEP * 24), STEP):
+            what, header = data[at], bytearray(data[at + 1 : at + STEP].ljust(48, b"\0"))
+            peer = run.peers[-1 - (header[46] >> 6) % len(run.peers)]
+            match what & 7:
+                case 4:
+                    target.pass_time(3.0)
+                case 5:
+                    connection_of(peer).lost("cut")
+                    target.lane.hold = True
+                case 6:
+                    target.lane.hold = False
+                    target.lane.release()
+                case 7:
+                    run.join(what)
+                case _:
+                    run.send(peer, what, header)
+            run.look()
+        target.lane.hold = False
+        target.lane.release()
+        for peer in run.peers:
+            connection_of(peer).lost("over")
+        target.pass_time(100.0)
+        assert not any(unit.tasks for unit in target.units)
+        _over(target, run.peers[0], len(data))
 
 
 def text_requests(data: bytes) -> None:
@@ -365,8 +490,8 @@ def api_bodies(data: bytes) -> None:
 HARNESSES: dict[str, Callable[[bytes], None]] = {
     each.__name__: each
     for each in (
-        before_login, login_text, chap, after_login, digests, pdus, text_requests, commands, parameter_lists,
-        text_keys, luc_lines, api_bodies,
+        before_login, login_text, chap, after_login, digests, pdus, recovery, text_requests, commands,
+        parameter_lists, text_keys, luc_lines, api_bodies,
     )
 }  # fmt: skip
 
