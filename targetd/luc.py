@@ -83,7 +83,8 @@ def split_words(line: str) -> list[str]:
         ValueError: a quote is not closed, or a backslash ends the line.
     """
     words: list[str] = []
-    word: list[str] | None = None
+    word: list[str] = []
+    begun = False  # an empty pair of quotes is a word too
     quote = ""
     letters = iter(line)
     for letter in letters:
@@ -91,24 +92,27 @@ def split_words(line: str) -> list[str]:
             escaped = next(letters, None)
             if escaped is None:
                 raise ValueError("a backslash ends the line")
-            word = [*(word or ()), escaped]
+            word.append(escaped)
+            begun = True
         elif quote:
             if letter == quote:
                 quote = ""
             else:
-                word = [*(word or ()), letter]
+                word.append(letter)
         elif letter in "\"'":
             quote = letter
-            word = word or []
+            begun = True
         elif letter in " \t":
-            if word is not None:
+            if begun:
                 words.append("".join(word))
-            word = None
+            word = []
+            begun = False
         else:
-            word = [*(word or ()), letter]
+            word.append(letter)
+            begun = True
     if quote:
         raise ValueError("a quote is not closed")
-    if word is not None:
+    if begun:
         words.append("".join(word))
     return words
 

@@ -18,6 +18,7 @@ from targetd.interface import (
     SessionStatistics,
     UnitStatistics,
 )
+from targetd.model import MAX_NAME_BYTES
 
 __all__ = ["DiagnosisResource"]
 
@@ -25,9 +26,6 @@ FAILURES_PATH: Final = f"{PREFIX}services/iscsi/loginfailure/"
 STATISTICS_PATH: Final = f"{PREFIX}services/iscsi/statistics/"
 WORK_PATH: Final = f"{PREFIX}services/iscsi/work/"
 EXPLAIN_PATH: Final = f"{PREFIX}services/iscsi/explain/"
-MAX_NAME: Final = 223
-"""Bytes of an iSCSI name (RFC 7143 §4.2.7.1)."""
-
 
 QUANTILES: Final = {"p50": 0.5, "p99": 0.99}
 
@@ -149,7 +147,7 @@ class DiagnosisResource:
         query = request.query
         initiator, address = query.get("initiator", "").strip(), query.get("address", "").strip()
         target, portal = query.get("target", "").strip(), query.get("portal", "").strip()
-        if not initiator or len(initiator.encode(errors="replace")) > MAX_NAME:
+        if not initiator or len(initiator.encode(errors="replace")) > MAX_NAME_BYTES:
             raise BadRequestError("Say which initiator: initiator=iqn.…, of at most 223 bytes.")
         try:
             peer = ipaddress.ip_address(address.partition("%")[0].strip("[]"))
@@ -164,5 +162,5 @@ class DiagnosisResource:
                 raise BadRequestError(f"There is no portal {portal[:40]}.")
         found = await self.engine.explain(initiator, str(peer), target, portal_id)
         if target and not found and config.portals:
-            raise BadRequestError(f"There is no target {target[:MAX_NAME]}.")
+            raise BadRequestError(f"There is no target {target[:MAX_NAME_BYTES]}.")
         return answer(200, [dataclasses.asdict(explanation) for explanation in found])

@@ -19,7 +19,7 @@ other objects refer to a credential group by tag and to everything else by id.
 Import from here; the modules within are nobody else's business.
 """
 
-from targetd.model.checks import validate
+from targetd.model.checks import MAX_NAME_BYTES, validate
 from targetd.model.edits import (
     Change,
     Changes,
@@ -103,6 +103,7 @@ __all__ = [
     "INVALID_CHOICE",
     "MAX_LENGTH",
     "MAX_LUN",
+    "MAX_NAME_BYTES",
     "MAX_TAG",
     "NOT_A_NUMBER",
     "REQUIRED",

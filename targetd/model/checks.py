@@ -36,7 +36,7 @@ from targetd.model.resources import (
     objects,
 )
 
-__all__ = ["validate"]
+__all__ = ["MAX_NAME_BYTES", "validate"]
 
 MAX_NAME_BYTES = 223
 """An iSCSI name, in UTF-8 (RFC 7143 §4.2.7)."""
