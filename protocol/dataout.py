@@ -59,8 +59,8 @@ class Writes:
         self.forgotten: deque[int] = deque(maxlen=REMEMBERED_TAGS)
         """Initiator Task Tags of tasks that are no more."""
         self._placed: tuple[memoryview, DataOut, Burst, memoryview] | None = None
-        """A data segment on the way to its place, its header, the sequence it was found fit for, and the buffer
-        that this place is in."""
+        """A data segment on the way to its place, its header, the sequence it was found fit for, and the
+        buffer that this place is in."""
         self._allotted = 0
         """Bytes of buffers of large writes."""
         self._queue: dict[Task, None] = {}
@@ -259,8 +259,8 @@ class Writes:
         """Take one Data-Out PDU."""
         placed, self._placed = self._placed, None
         if placed is not None and placed[0] is data:
-            # Judged when it began, and no other PDU has come here since. But what it belongs to may be gone or
-            # broken by now, or may have got a larger buffer.
+            # Judged when it began, and no other PDU has come here since. But what it belongs to may be gone
+            # or broken by now, or may have got a larger buffer.
             _, header, burst, buffer = placed
             transfer = burst.task.transfer
             if (
