@@ -18,16 +18,14 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from protocol.connection import Connection
 from protocol.management import forget_aborted
 from protocol.scsi import sanitize
-from protocol.scsi.copymanager import results_of
 from protocol.scsi.device import LogicalUnit, Reset, UnitConfig
 from protocol.scsi.device import Target as ScsiTarget
 from protocol.scsi.registrations import State as ReservationState
@@ -37,24 +35,18 @@ from protocol.scsi.reservations import Reservations
 from protocol.session import Session, SessionTable
 from storage.base import TICK_INTERVAL_S, Backend
 from storage.open import Created, ExtentSpec, clone_file, open_backend
-from targetd.access import PortalAuthorizer, View, credentials_of
-from targetd.counters import command_name, status_name
+from targetd.access import View
 from targetd.extents import LiveExtent, UnitKey, check_path, open_extent, spec_of, unit_key
 from targetd.hostaddresses import HostAddresses
 from targetd.interface import (
-    ConnectionStatus,
     Edit,
     Event,
     Explanation,
-    Latency,
     LoginFailure,
     LunStatus,
     ServiceState,
     SessionStatus,
     Statistics,
-    UnitStatistics,
-    VisibleLun,
-    Work,
 )
 from targetd.keeper import Keeper, StoreError
 from targetd.lanes import Completions, Lane, off_loop
@@ -68,18 +60,17 @@ from targetd.model import (
     Configuration,
     Extent,
     Portal,
-    Target,
     diff,
     full_name,
     groups_by_target,
     mappings_by_extent,
     mappings_by_target,
-    split_address,
     target_named,
     validate,
 )
 from targetd.patrol import Job, Patrol
 from targetd.portals import Bound, Portals
+from targetd.reports import explanation, lun_statuses, session_status, unit_statistics, work_under_way
 from targetd.server import Channel, Server
 from targetd.throttle import Throttle
 
@@ -287,7 +278,7 @@ class Runtime:
     async def sessions(self) -> list[SessionStatus]:
         now = self._loop.time()
         names = {id(live): target_id for target_id, live in self._targets.items()}
-        return [_status(session, names, now) for session in self.server.sessions.sessions.values()]
+        return [session_status(session, names, now) for session in self.server.sessions.sessions.values()]
 
     async def drop(self, session_id: int, reason: str) -> bool:
         session = self.server.sessions.sessions.get(session_id)
@@ -298,24 +289,17 @@ class Runtime:
 
     async def statistics(self) -> Statistics:
         counters = self.server.counters
-        places: dict[int, list[tuple[str, int]]] = {}
-        for scsi in self._targets.values():
-            for lun, unit in scsi.luns.items():
-                places.setdefault(id(unit), []).append((scsi.name, lun))
-        sessions = list(self.server.sessions.sessions.values())
         portals: dict[int, tuple[list[Channel], list[Session]]] = {
             portal_id: ([], []) for portal_id in self._config.portals
         }
         for channel in self.server.channels:
             portals.setdefault(channel.portal_id, ([], []))[0].append(channel)
+        sessions = list(self.server.sessions.sessions.values())
         for session in sessions:
             portals.setdefault(session.grant.target_portal_group_tag, ([], []))[1].append(session)
+        extents = self._extents.values()
         return Statistics(
-            units=tuple(
-                _unit_statistics(live, unit, tuple(places.get(id(unit), ())), counters.latency_of(unit))
-                for live in self._extents.values()
-                for unit in live.units.values()
-            ),
+            units=tuple(unit_statistics(extents, self._targets.values(), counters.latency_of)),
             sessions=tuple(map(counters.of_session, sessions)),
             portals=tuple(
                 counters.of_portal(portal_id, len(channels), open_ones, self.portals.count_absent(portal_id))
@@ -328,20 +312,8 @@ class Runtime:
             loop_lag_s=counters.loop_lag_s,
             loop_lag_longest_s=counters.loop_lag_longest_s,
             events_lost=self._events_lost,
-            work=tuple(self._work()),
+            work=tuple(work_under_way(extents, list(self._allocated.values()))),
         )
-
-    def _work(self) -> Iterator[Work]:
-        for extent, done in list(self._allocated.values()):
-            yield Work("allocate", extent.id, extent.name, done, extent.size_bytes)
-        for live in self._extents.values():
-            units = list(live.units.values())
-            for locked in {unit.locked for unit in units}:
-                if isinstance(locked, sanitize.Operation) and not locked.plan.failed:
-                    yield Work("sanitize", live.extent.id, live.extent.name, locked.done, locked.total)
-            for unit in units:
-                for copy in results_of(unit).under_way:
-                    yield Work("copy", live.extent.id, live.extent.name, copy.transferred, copy.total)
 
     async def extent_statuses(self, extent_ids: Collection[int]) -> dict[int, str]:
         return {id: self._extents[id].status if id in self._extents else "ok" for id in extent_ids}
@@ -359,58 +331,18 @@ class Runtime:
         config = self._config
         wanted = target.lower()
         return [
-            self._explain(portal, configured, initiator_name, address)
+            explanation(self._view, portal, configured, initiator_name, address, self._obstacle(portal))
             for portal in config.portals.values()
             if portal_id in (None, portal.id)
             for configured in config.targets.values()
             if not wanted or wanted in (full_name(config.globals, configured), configured.name.lower())
         ]
 
-    def _explain(self, portal: Portal, target: Target, initiator_name: str, address: str) -> Explanation:
-        """What the login itself would answer, asked of the very code that answers it."""
-        local_host, local_port = split_address(portal.addresses[0]) if portal.addresses else (address, 0)
-        authorizer = PortalAuthorizer(lambda: self._view, portal.id, address, local_host, local_port)
-        name = full_name(self._config.globals, target)
-        verdict = authorizer.judge(target, initiator_name)
-        allowed, rule = verdict.group is not None, verdict.rule
-        method = verdict.group.auth_method if verdict.group is not None else ""
-        if verdict.group is not None and method.startswith("CHAP"):
-            tag = verdict.group.auth_group
-            if not credentials_of(self._config, verdict.group.auth_method, tag):
-                allowed = False
-                rule += f", but {method} is asked for and credential group {tag} has no user"
-        moved = authorizer.moved(target)
-        if allowed and moved is not None:
-            allowed, rule = False, f"{rule}, but {moved.reason}"
+    def _obstacle(self, portal: Portal) -> str:
+        """Why nobody can log in through a portal; empty: they can."""
         if not self._config.service_enabled:
-            allowed, rule = False, f"{rule}, but the service is stopped"
-        elif self._listens and (obstacle := self.portals.obstacle(portal)):
-            allowed, rule = False, f"{rule}, but {obstacle}"
-        return Explanation(
-            portal_id=portal.id,
-            portal_addresses=portal.addresses,
-            target_id=target.id,
-            target_name=name,
-            allowed=allowed,
-            reason=rule,
-            authentication=method if allowed else "",
-            discovered=bool(authorizer.send_targets(initiator_name, name)),
-            luns=tuple(self._visible(target.id)) if allowed else (),
-        )
-
-    def _visible(self, target_id: int) -> Iterator[VisibleLun]:
-        mappings = mappings_by_target(self._config).get(target_id, ())
-        for mapping in sorted(mappings, key=lambda mapping: mapping.lun):
-            unit = self._targets[target_id].luns[mapping.lun]
-            yield VisibleLun(
-                lun=mapping.lun,
-                extent_id=mapping.extent_id,
-                extent=self._config.extents[mapping.extent_id].name,
-                size_bytes=unit.blocks * unit.block_size,
-                block_size=unit.block_size,
-                read_only=unit.read_only,
-                ready=unit.medium_present,
-            )
+            return "the service is stopped"
+        return self.portals.obstacle(portal) if self._listens else ""
 
     # -- what the logical unit controller asks for --------------------------------------------
 
@@ -419,18 +351,7 @@ class Runtime:
         target = target_named(self._config, target_name)
         if target is None:
             return None
-        found = {}
-        for mapping in mappings_by_target(self._config).get(target.id, ()):
-            unit = self._targets[target.id].luns[mapping.lun]
-            found[mapping.lun] = LunStatus(
-                path=self._config.extents[mapping.extent_id].path,
-                size_bytes=unit.blocks * unit.block_size,
-                read_only=unit.read_only,
-                removable=unit.config.removable,
-                present=unit.medium_present,
-                locked=bool(unit.prevented_by),
-            )
-        return found
+        return lun_statuses(self._config, target.id, self._targets[target.id])
 
     async def reset_lun(self, target_name: str, lun: int) -> None:
         """LOGICAL UNIT RESET, if the unit is there."""
@@ -1167,71 +1088,3 @@ def _retire(backends: Sequence[Backend], doomed: Sequence[Path]) -> None:
             path.unlink(missing_ok=True)
         except OSError as error:
             log.error("%s could not be deleted: %s", path, error.strerror)
-
-
-def _unit_statistics(
-    live: LiveExtent, unit: LogicalUnit, luns: tuple[tuple[str, int], ...], latency: Latency
-) -> UnitStatistics:
-    commands: dict[str, int] = {}
-    for opcode, count in enumerate(unit.commands):
-        if count:
-            name = command_name(opcode)
-            commands[name] = commands.get(name, 0) + count
-    failures: dict[tuple[str, str], int] = {}
-    for (opcode, status), count in unit.failures.items():
-        key = command_name(opcode), status_name(status)
-        failures[key] = failures.get(key, 0) + count
-    return UnitStatistics(
-        extent_id=live.extent.id,
-        extent=live.extent.name,
-        luns=luns,
-        commands=commands,
-        failures=failures,
-        reads=unit.reads,
-        writes=unit.writes,
-        bytes_read=unit.bytes_read,
-        bytes_written=unit.bytes_written,
-        read_errors=unit.read_errors,
-        write_errors=unit.write_errors,
-        in_flight=len(unit.tasks),
-        queued=live.lane.depth,
-        ready=unit.medium_present,
-        latency=latency,
-    )
-
-
-def _status(session: Session, targets: Mapping[int, int], now: float) -> SessionStatus:
-    connections: list[Connection] = list(session.connections.values())
-    target = session.target
-    negotiated = dict(session.keys.as_dict())
-    for connection in connections[:1]:
-        negotiated |= connection.keys.as_dict()
-    last_heard = max((connection.last_heard for connection in connections), default=session.created_at)
-    return SessionStatus(
-        id=session.id,
-        initiator_name=session.initiator_name,
-        initiator_alias=session.initiator_alias,
-        target_id=targets.get(id(target)) if target is not None else None,
-        target_name=session.grant.target_name,
-        target_portal_group_tag=session.grant.target_portal_group_tag,
-        isid=f"0x{session.isid.hex()}",
-        tsih=session.tsih,
-        user=session.user,
-        connections=tuple(
-            ConnectionStatus(
-                cid=cid,
-                peer_address=connection.owner.peer,
-                local_address=connection.owner.local,
-                header_digest="CRC32C" if connection.keys.header_digest else "None",
-                data_digest="CRC32C" if connection.keys.data_digest else "None",
-            )
-            for cid, connection in session.connections.items()
-        ),
-        negotiated=negotiated,
-        luns=tuple(target.luns) if target is not None else (),
-        commands=session.commands,
-        bytes_read=session.bytes_read,
-        bytes_written=session.bytes_written,
-        age_s=now - session.created_at,
-        idle_s=now - last_heard,
-    )
