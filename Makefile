@@ -74,7 +74,8 @@ package:
 	@packaging/debian/build.sh dist && packaging/debian/try.sh dist/iscsi-targetd_*.deb
 
 audit: .venv/installed .venv/installed-audit
-	@$(PY) -m pip_audit --local --skip-editable $(ARGS)
+	@mkdir -p build && $(PY) -m pip --quiet freeze --local --exclude-editable > build/requirements.txt
+	@$(PY) -m pip_audit --strict --no-deps --disable-pip -r build/requirements.txt $(ARGS)
 
 format: .venv/installed-dev
 	@$(PY) -m ruff check --fix .
