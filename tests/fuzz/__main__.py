@@ -2,12 +2,14 @@
 
     python -m tests.fuzz [--seconds N] [--keep] [NAME …]
 
-What is found besides is gone on from the next time (``build/fuzz/NAME``). A finding ends the run: its bytes
-are printed, and belong into the corpus with the mending. ``--keep`` adds to the corpus what reaches branches
-that the corpus did not.
+Each line of figures ends with the coverage, lines and branches, of the modules that a harness is for
+(``DRIVES``), by its corpus and what it has found so far. What is found besides is gone on from the next time
+(``build/fuzz/NAME``). A finding ends the run: its bytes are printed, and belong into the corpus with the
+mending. ``--keep`` adds to the corpus what reaches branches that the corpus did not.
 """
 
 import argparse
+import io
 import json
 import os
 import re
@@ -23,7 +25,7 @@ RSS_LIMIT_MB = 1024
 HANG_S = 10
 MAX_LENGTH = 8192
 """Bytes of an input: some forty PDUs, or sixteen requests of text."""
-CHILD = "--child"
+CHILD, COVERED = "--child", "--covered"
 
 
 def child(name: str, options: list[str]) -> None:
@@ -36,9 +38,23 @@ def child(name: str, options: list[str]) -> None:
     atheris.Fuzz()
 
 
+def covered(name: str) -> None:
+    """In a process of its own: print per cent of the branches and lines that the inputs there are reach."""
+    import coverage
+
+    measured = coverage.Coverage(branch=True, source=["protocol", "targetd", "api"], data_file=None)
+    measured.start()
+    from tests.fuzz.harnesses import DRIVES, HARNESSES, seeds
+
+    for data in [*seeds(name), *(path.read_bytes() for path in sorted((BUILD / name).glob("*")))]:
+        HARNESSES[name](data)
+    measured.stop()
+    print(f"{measured.report(include=DRIVES[name].split(), file=io.StringIO()):.0f}")
+
+
 def fuzz(name: str, seconds: int) -> tuple[bool, str]:
     """(whether nothing was found, one line of figures)."""
-    from tests.fuzz.harnesses import seeds
+    from tests.fuzz.harnesses import DRIVES, seeds
 
     found = BUILD / name
     found.mkdir(parents=True, exist_ok=True)
@@ -56,17 +72,26 @@ def fuzz(name: str, seconds: int) -> tuple[bool, str]:
     log = done.stderr.decode("utf-8", "replace")
     (BUILD / f"{name}.log").write_text(log, encoding="utf-8")
     figures = dict(re.findall(r"stat::(\w+):\s*(\d+)", log))
-    covered = re.findall(r"cov: (\d+)", log)
+    edges = re.findall(r"cov: (\d+)", log)
     line = (
         f"{name:16} {int(figures.get('number_of_executed_units', 0)):>9} executions, "
-        f"{covered[-1] if covered else 0:>6} edges, {figures.get('peak_rss_mb', '?'):>4} MiB, "
+        f"{edges[-1] if edges else 0:>6} edges, {figures.get('peak_rss_mb', '?'):>4} MiB, "
         f"{len(list(found.iterdir())):>5} inputs"
     )
-    if done.returncode:
+    if not done.returncode:
+        line += f", {_covered(name)} % of {DRIVES[name]}"
+    else:
         line += "\n" + done.stdout.decode("utf-8", "replace")[-4000:] + log[-2000:]
         for artifact in sorted(BUILD.glob(f"{name}-*")):
             line += f"\n{artifact.name}: {artifact.read_bytes().hex()}"
     return not done.returncode, line
+
+
+def _covered(name: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", COVERED, name], capture_output=True, check=True, text=True
+    )
+    return done.stdout.split()[-1]
 
 
 def keep(name: str) -> int:
@@ -107,6 +132,9 @@ def main() -> int:
     """See the module."""
     if sys.argv[1:2] == [CHILD]:
         child(sys.argv[2], sys.argv[3:])
+    if sys.argv[1:2] == [COVERED]:
+        covered(sys.argv[2])
+        return 0
     from tests.fuzz.harnesses import HARNESSES
 
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)

@@ -495,6 +495,25 @@ HARNESSES: dict[str, Callable[[bytes], None]] = {
     )
 }  # fmt: skip
 
+DRIVES: dict[str, str] = {
+    "before_login": "protocol/framer.py protocol/login.py",
+    "login_text": "protocol/login.py protocol/negotiation.py",
+    "chap": "protocol/login.py protocol/chap.py",
+    "after_login": "protocol/framer.py protocol/connection.py",
+    "digests": "protocol/framer.py protocol/connection.py protocol/digest.py",
+    "pdus": "protocol/connection.py protocol/dataout.py protocol/session.py protocol/management.py",
+    "recovery": "protocol/recovery.py protocol/dataout_recovery.py protocol/allegiance.py",
+    "text_requests": "protocol/text.py",
+    "commands": "protocol/scsi/unit.py protocol/scsi/block.py protocol/scsi/control.py"
+    " protocol/scsi/inquiry.py",
+    "parameter_lists": "protocol/scsi/provisioning.py protocol/scsi/mode.py protocol/scsi/reserve.py"
+    " protocol/scsi/thirdparty.py protocol/scsi/odx.py",
+    "text_keys": "protocol/textkeys.py",
+    "luc_lines": "targetd/luc.py",
+    "api_bodies": "api/fields.py api/errors.py api/resources/*.py",
+}
+"""Harness → the modules that it is for."""
+
 
 def seeds(name: str) -> list[bytes]:
     """What to begin with: the corpus of a harness."""
