@@ -442,7 +442,11 @@ class _Application:
         self.token = "Basic " + base64.b64encode(b"root:secret").decode()
 
     def ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> web.StreamResponse:
-        return self.runner.run(self._ask(method, path, body, headers))
+        try:
+            return self.runner.run(self._ask(method, path, body, headers))
+        finally:
+            for mock in self.mocks.values():  # each remembers every call, with what it was given
+                mock.reset_mock()
 
     async def _ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> web.StreamResponse:
         payload = StreamReader(self.mocks["protocol"], 1 << 21, loop=asyncio.get_running_loop())
