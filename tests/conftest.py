@@ -1,12 +1,17 @@
-"""Fixtures for tests that need the real daemon, and its log beside every failure."""
+"""Fixtures for tests that need the real daemon, their logs beside failures, and a record of what was said."""
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from tests.daemon import Daemon
+from tests.daemon import ROOT, Daemon, ports
 
 # An example that takes long says that the machine is busy, and nothing of us.
 settings.register_profile("patient", deadline=None)
@@ -49,3 +54,49 @@ def pytest_runtest_makereport(
             if isinstance(value, Daemon):
                 report.sections.append((f"log of {name}", "\n".join(value.lines[-200:])))
     return report
+
+
+# -- what the whole run says ----------------------------------------------------------------------
+
+RECORDER_STOP_S = 60.0
+
+
+class Recorder:
+    """Records what daemons of this run say on loopback (``tests.recording``)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.low, self.high = ports().low, ports().high
+        with path.with_suffix(".log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.recording", str(path), f"{self.low}-{self.high}"],
+                cwd=ROOT,
+                stderr=log,
+            )
+
+    def stop(self) -> None:
+        """Stop, and leave the file."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(RECORDER_STOP_S)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is marked so comes last."""
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def recorder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Recorder | None]:
+    """At work while there is a test in the run that will read it, and all of the others run before that."""
+    wanted = any(item.get_closest_marker("last") for item in request.session.items)
+    if not wanted or os.geteuid() or shutil.which("dumpcap") is None:
+        yield None
+        return
+    recorder = Recorder(tmp_path_factory.mktemp("recording") / "run.pcap")
+    try:
+        yield recorder
+    finally:
+        recorder.stop()

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,14 +33,55 @@ READY = re.compile(r"(?<!not )\bready\b")
 PREFIX = "/api/v1.0/"
 
 
+class _Ports:
+    """TCP ports that no other test run on this machine uses, given out in turn.
+
+    They lie together, so that one capture filter tells a run's daemons from everybody else's, and below
+    those that the kernel gives to clients.
+    """
+
+    FIRST, BLOCK, BLOCKS = 10000, 400, 55
+
+    def __init__(self) -> None:
+        self.claim = socket.socket(socket.AF_UNIX)
+        """A name in the kernel holds the block as long as this process lives."""
+        for number in range(self.BLOCKS):
+            try:
+                self.claim.bind(f"\0iscsi-targetd-tests-{number}")
+            except OSError:
+                continue
+            self.low = self.FIRST + number * self.BLOCK
+            break
+        else:
+            raise RuntimeError("every block of ports is in use")
+        self._given = 0
+
+    @property
+    def high(self) -> int:
+        return self.low + self.BLOCK - 1
+
+    def next(self) -> int:
+        """One that nobody listens on."""
+        for _ in range(self.BLOCK):
+            port = self.low + self._given % self.BLOCK
+            self._given += 1
+            try:
+                socket.create_server((HOST, port)).close()
+            except OSError:
+                continue
+            return port
+        raise RuntimeError(f"somebody listens on each of the ports {self.low} to {self.high}")
+
+
+@cache
+def ports() -> _Ports:
+    """Those of this process."""
+    return _Ports()
+
+
 def free_ports(count: int) -> list[int]:
     """Loopback TCP ports that nobody listens on, all different."""
-    sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
-    try:
-        return [sock.getsockname()[1] for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
+    return [ports().next() for _ in range(count)]
 
 
 class DaemonError(Exception):

@@ -24,6 +24,7 @@ from tests import cdbs
 from tests.daemon import HOST, Daemon, Disk
 from tests.functional.recovering import ask_again, cut_and_carry_on
 from tests.initiator import INITIATOR_NAME, LoginFailed, SocketInitiator, frame
+from tests.interop.dissection import Capture
 from tests.interop.libiscsi_suite import installed, run_test
 from tests.interop.peers import needs, run
 
@@ -123,32 +124,8 @@ def capture(port: int, path: Path) -> Iterator[None]:
                 pipe.close()
 
 
-def dissect(path: Path, port: int, display_filter: str, *fields: str) -> list[list[str]]:
-    """The chosen fields of the PDUs that a display filter lets through."""
-    columns = [word for name in fields for word in ("-e", name)]
-    said = subprocess.run(
-        [
-            "tshark",
-            "-r",
-            str(path),
-            "-d",
-            f"tcp.port=={port},iscsi",
-            "-Y",
-            display_filter,
-            "-T",
-            "fields",
-            *columns,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-    return [line.split("\t") for line in said.splitlines()]
-
-
 @pytest.fixture(scope="module")
-def recording(shared_daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recording(shared_daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Capture:
     """A capture of varied traffic with the daemon."""
     daemon = shared_daemon
     plain = daemon.create_disk("plain", "256MB")
@@ -195,7 +172,7 @@ def recording(shared_daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -
             talk(daemon, plain)
         cut_and_carry_on(daemon, careful.iqn, 1 << 20)
         ask_again(daemon, careful.iqn)
-    return path
+    return Capture(path, {daemon.portal_port})
 
 
 # -- what other initiators never say -----------------------------------------------------------------
@@ -322,58 +299,13 @@ CONVERSATIONS = (
 )
 
 
-def test_capture_holds_the_pdus_of_a_target(recording: Path, shared_daemon: Daemon) -> None:
+def test_capture_holds_the_pdus_of_a_target(recording: Capture) -> None:
     """The check below would be empty on a capture that the dissector did not recognise: every opcode that a
     target has is there (RFC 7143 §11.2.1.2)."""
-    port = shared_daemon.portal_port
-    opcodes = {
-        int(code, 0)
-        for (row,) in dissect(recording, port, f"iscsi && tcp.srcport == {port}", "iscsi.opcode")
-        for code in row.split(",")
-    }
-    opcodes = {opcode for opcode in opcodes if opcode >= 0x20}  # not those quoted in a Reject
-    assert opcodes == {0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x31, 0x32, 0x3F}
+    assert recording.opcodes_sent() == {0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x31, 0x32, 0x3F}
 
 
-def truncated_inquiry_data(recording: Path, port: int) -> set[str]:
-    """Numbers of frames whose INQUIRY data ends where the allocation length cut it, as SPC-4 §4.3.5.6 wants.
-
-    The dissector (4.0) reads on past the end of a designator that was cut and then calls it malformed.
-    """
-    allocated = {
-        frame: lengths.split(",")
-        for frame, lengths in dissect(
-            recording, port, "scsi.cdb.alloclen16", "frame.number", "scsi.cdb.alloclen16"
-        )
-    }
-    return {
-        frame
-        for frame, lengths, requests in dissect(
-            recording,
-            port,
-            f"tcp.srcport == {port} && scsi.request_frame",
-            "frame.number",
-            "iscsi.datasegmentlength",
-            "scsi.request_frame",
-        )
-        if any(set(allocated.get(request, ())) & set(lengths.split(",")) for request in requests.split(","))
-    }
-
-
-def test_nothing_the_daemon_sends_is_malformed(recording: Path, shared_daemon: Daemon) -> None:
+def test_nothing_the_daemon_sends_is_malformed(recording: Capture) -> None:
     """No malformed PDU and no expert error in what comes from the portal."""
-    port = shared_daemon.portal_port
-    cut = truncated_inquiry_data(recording, port)
-    complaints = [
-        row
-        for row in dissect(
-            recording,
-            port,
-            f'tcp.srcport == {port} && (_ws.malformed || _ws.expert.severity == "Error")',
-            "frame.number",
-            "_ws.expert.message",
-            "_ws.col.Info",
-        )
-        if not (row[0] in cut and "Inquiry" in row[2])
-    ]
-    assert not complaints, complaints[:20]
+    found = recording.complaints()
+    assert not found, found[:20]

@@ -1,0 +1,75 @@
+"""What tshark reads in a capture of what passed between initiators and portals."""
+
+import subprocess
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+DISSECTION_LIMIT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A file and what is iSCSI in it."""
+
+    path: Path
+    ports: Collection[int]
+    """Of portals."""
+
+    def dissect(self, display_filter: str, *fields: str) -> list[list[str]]:
+        """The chosen fields of the frames that a display filter lets through."""
+        columns = [word for name in fields for word in ("-e", name)]
+        known = [word for port in sorted(self.ports) for word in ("-d", f"tcp.port=={port},iscsi")]
+        said = subprocess.run(
+            ["tshark", "-r", str(self.path), *known, "-Y", display_filter, "-T", "fields", *columns],
+            capture_output=True,
+            text=True,
+            timeout=DISSECTION_LIMIT_S,
+            check=True,
+        ).stdout
+        return [line.split("\t") for line in said.splitlines()]
+
+    @property
+    def sent(self) -> str:
+        """The filter for what came from a portal."""
+        return f"iscsi && tcp.srcport in {{{', '.join(map(str, sorted(self.ports)))}}}"
+
+    def opcodes_sent(self) -> set[int]:
+        """The opcodes of a target's PDUs (RFC 7143 §11.2.1.2) that were seen."""
+        found = self.dissect(self.sent, "iscsi.opcode")
+        opcodes = {int(code, 0) for (row,) in found for code in row.split(",") if code}
+        return {opcode for opcode in opcodes if opcode >= 0x20}  # not those quoted in a Reject
+
+    def complaints(self) -> list[list[str]]:
+        """Malformed PDUs and expert errors in what came from portals: frame, message, summary."""
+        bad = self.dissect(
+            f'{self.sent} && (_ws.malformed || _ws.expert.severity == "Error")',
+            "frame.number",
+            "_ws.expert.message",
+            "_ws.col.Info",
+        )
+        cut = self._truncated_inquiry_data() if bad else set()
+        return [row for row in bad if not (row[0] in cut and "Inquiry" in row[2])]
+
+    def _truncated_inquiry_data(self) -> set[str]:
+        """Numbers of frames whose INQUIRY data ends where the allocation length cut it, as SPC-4 §4.3.5.6
+        wants.
+
+        The dissector (4.0) reads on past the end of a designator that was cut and then calls it malformed.
+        """
+        allocated = {
+            frame: lengths.split(",")
+            for frame, lengths in self.dissect("scsi.cdb.alloclen16", "frame.number", "scsi.cdb.alloclen16")
+        }
+        return {
+            frame
+            for frame, lengths, requests in self.dissect(
+                f"{self.sent} && scsi.request_frame",
+                "frame.number",
+                "iscsi.datasegmentlength",
+                "scsi.request_frame",
+            )
+            if any(
+                set(allocated.get(request, ())) & set(lengths.split(",")) for request in requests.split(",")
+            )
+        }
