@@ -104,6 +104,7 @@ class Connection:
         "_login",
         "_login_cmd_sn",
         "_logout_deadline",
+        "_negotiation_deadline",
         "_next_tag",
         "_ping_sent_at",
         "_ping_tag",
@@ -189,6 +190,7 @@ class Connection:
         self._probes: dict[int, tuple[float, Callable[[], None]]] = {}
         """Target Transfer Tag of a NOP-In → until when its answer is waited for, and who does."""
         self._logout_deadline = 0.0
+        self._negotiation_deadline = 0.0
         self.touches = False
         """Data-In is looked at or kept here, so it may not be a window on mapped memory."""
         self.recovery: Recovery | None = None
@@ -265,6 +267,8 @@ class Connection:
             self.lost(f"stalled inside a PDU for {silence:.0f} s (iscsi_iotimeout)")
         elif self._logout_deadline and now > self._logout_deadline:
             self.lost("did not log out when asked to")
+        elif self._negotiation_deadline and now > self._negotiation_deadline:
+            self.lost("did not negotiate when asked to")
         elif self._ping_tag != RESERVED_TAG:
             if now - self._ping_sent_at > PING_PATIENCE * self.nop_interval_s:
                 self.lost(f"no answer to NOP-In for {now - self._ping_sent_at:.0f} s (iscsi_nopinint)")
@@ -462,6 +466,17 @@ class Connection:
         if not self._logout_deadline:
             self._logout_deadline = self.now + within_s
             self.asynchronous(AsyncEvent.LOGOUT_REQUEST, parameter3=within_s)
+
+    def request_negotiation(self, within_s: int) -> bool:
+        """Ask for a Text Request, to negotiate anew (Async Message 4, RFC 7143 §11.9.1), and drop
+        the connection if none comes; False: not in full feature phase, or on its way out of it."""
+        if self.phase != Phase.FULL_FEATURE or self._logout_deadline or self._text is None:
+            return False
+        if not self._negotiation_deadline:
+            self._negotiation_deadline = self.now + within_s
+            self._text.renegotiate()
+            self.asynchronous(AsyncEvent.NEGOTIATION_REQUEST, parameter3=within_s)
+        return True
 
     def asynchronous(
         self,
@@ -763,8 +778,14 @@ class Connection:
             )  # fmt: skip
             self.answer(header.build(), reply.data)
             self._text_queued += len(reply.data)
-            if reply.new_max_recv is not None:
-                self.send_limit = reply.new_max_recv
+            self._negotiation_deadline = 0.0
+            if reply.settled:
+                self.send_limit = self.keys.max_recv_data_segment_length_initiator
+                # What left the initiator before it read this may be as long as was right then, and nothing
+                # tells when the last of it has come: a shorter one is declared, and a longer one taken.
+                self.framer.max_data = max(
+                    self.framer.max_data, self.keys.max_recv_data_segment_length_target
+                )
         self.session.release_held()
 
     def _logout_request(self, view: memoryview, at: int, data: memoryview) -> None:

@@ -1,15 +1,20 @@
-"""Text Requests in full feature phase (RFC 7143 §11.10, §11.11, appendix C): SendTargets, and the few keys
-that may be renegotiated.
+"""Text Requests in full feature phase (RFC 7143 §6.4, §11.10, §11.11, appendix C): SendTargets, and the few
+keys that may be renegotiated.
 
 One exchange at a time on a connection. It is told from the next one by the Target Transfer Tag: we give
-one as long as we have more to say or expect more; a request without it begins anew (§11.10.4).
+one as long as we have more to say or expect more; a request without it begins anew (§11.10.4). What is
+declared in an exchange holds from its end on (§6.4); one that is given up or rejected changes nothing.
+
+Of the keys of §13 those with Use "ALL" may be declared here: MaxRecvDataSegmentLength by both sides, and the
+aliases. We say ours when the initiator says its own, and when we asked for the negotiation
+(``renegotiate``); never unasked in an answer to SendTargets.
 """
 
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from protocol.access import Authorizer
+from protocol.access import Authorizer, Grant
 from protocol.bhs import FINAL, TextRequest
 from protocol.enums import RESERVED_TAG, RejectReason
 from protocol.errors import ProtocolViolation
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["TextExchange", "TextReply"]
 
 _CONTINUE = 0x40
+_LENGTH = "MaxRecvDataSegmentLength"
+_THEIRS, _OURS = "max_recv_data_segment_length_initiator", "max_recv_data_segment_length_target"
 _NAME = re.compile(r"(?:iqn|eui|naa)\.\S+", re.IGNORECASE)
 
 
@@ -34,8 +41,8 @@ class TextReply:
     initiator_task_tag: int
     target_transfer_tag: int
     data: bytes
-    new_max_recv: int | None = None
-    """The initiator has declared a new MaxRecvDataSegmentLength, bytes."""
+    settled: bool = False
+    """The exchange is over; the MaxRecvDataSegmentLengths declared in it hold behind this PDU."""
 
 
 class TextExchange:
@@ -44,8 +51,15 @@ class TextExchange:
     def __init__(self, authorizer: Authorizer, session: "Session", keys: ConnectionKeys) -> None:
         self._authorizer = authorizer
         self._session = session
-        self._limit = keys.max_recv_data_segment_length_initiator
-        self._declared = keys.max_recv_data_segment_length_target
+        self._keys = keys
+        self._asked = False
+        """We want to negotiate, and have not said yet what."""
+        self._wanted = False
+        """We have said it, and the exchange is not over."""
+        self._declared: dict[str, int] = {}
+        """Attribute of ``keys`` → what it will be when the exchange is over."""
+        self._seen: set[str] = set()
+        """Keys of the exchange under way."""
         self._tag = RESERVED_TAG
         """The Initiator Task Tag of the exchange under way."""
         self._transfer_tag = RESERVED_TAG
@@ -54,6 +68,10 @@ class TextExchange:
         self._unsent = b""
         self._final = False
         """The request at hand says that the initiator has nothing more to say."""
+
+    def renegotiate(self) -> None:
+        """Say in the next answer what holds for us now, without being asked (RFC 7143 §11.9.1, event 4)."""
+        self._asked = True
 
     def receive(self, request: TextRequest, data: bytes | memoryview) -> TextReply:
         """Take one Text Request.
@@ -81,74 +99,100 @@ class TextExchange:
         if self._unsent:
             if data:
                 raise _violation(RejectReason.PROTOCOL_ERROR, "a text answer under way was interrupted")
-            return self._reply(None)
+            return self._reply()
         self._gathered += data
         if len(self._gathered) > MAX_TEXT:
             raise _violation(RejectReason.PROTOCOL_ERROR, f"more than {MAX_TEXT} bytes of text")
         if request.flags & _CONTINUE:
-            return self._reply(None)
+            return self._reply()
         try:
             pairs = parse(self._gathered)
         except TextError as error:
             raise _violation(RejectReason.PROTOCOL_ERROR, str(error)) from None
         self._gathered.clear()
-        answers, new_max_recv = self._answer(pairs)
-        self._unsent = build(answers)
-        reply = self._reply(new_max_recv)
-        if new_max_recv is not None:
-            self._limit = new_max_recv
-        return reply
+        self._unsent = build(self._answer(pairs))
+        return self._reply()
 
-    def _reply(self, new_max_recv: int | None) -> TextReply:
-        piece, self._unsent = cut(self._unsent, self._limit)
+    def _reply(self) -> TextReply:
+        piece, self._unsent = cut(self._unsent, self._keys.max_recv_data_segment_length_initiator)
         tag = self._tag
         if self._final and not self._unsent:
+            for attribute, length in self._declared.items():
+                setattr(self._keys, attribute, length)
+            self._wanted = False
             self._reset()
-            return TextReply(FINAL, tag, RESERVED_TAG, piece, new_max_recv)
+            return TextReply(FINAL, tag, RESERVED_TAG, piece, settled=True)
         if self._transfer_tag == RESERVED_TAG:
             self._last_transfer_tag = self._last_transfer_tag % 0xFFFF + 1
             self._transfer_tag = self._last_transfer_tag
-        return TextReply(_CONTINUE if self._unsent else 0, tag, self._transfer_tag, piece, new_max_recv)
+        return TextReply(_CONTINUE if self._unsent else 0, tag, self._transfer_tag, piece)
 
     def _reset(self) -> None:
         self._tag = self._transfer_tag = RESERVED_TAG
         self._gathered.clear()
         self._unsent = b""
         self._final = False
+        self._declared = {}
+        self._seen = set()
+        self._asked |= self._wanted  # to be said again: it was given up
+        self._wanted = False
 
     # -- what is said -------------------------------------------------------------------------
 
-    def _answer(self, pairs: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], int | None]:
+    def _answer(self, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
         answers: list[tuple[str, str]] = []
-        new_max_recv = None
-        seen = set()
         for name, value in pairs:
-            if name in seen:
+            if name in self._seen:  # "MUST NOT" within one negotiation sequence (RFC 7143 §6.4)
                 raise _violation(RejectReason.PROTOCOL_ERROR, f"{name} is given twice")
-            seen.add(name)
+            self._seen.add(name)
             if name == "SendTargets":
                 answers += self._send_targets(value)
-            elif name == "MaxRecvDataSegmentLength":
-                new_max_recv = self._max_recv(value)
-                answers.append((name, str(self._declared)))
+            elif name == _LENGTH:
+                self._declared[_THEIRS] = self._max_recv(value)
+                answers.append((name, self._our_length()))
             elif name in OBSOLETE:
                 answers.append((name, "Reject"))
             elif name == "InitiatorAlias":
-                pass  # declared, at any time (RFC 7143 §13.7)
+                self._session.initiator_alias = value  # declared, at any time (RFC 7143 §13.7)
             elif name in KEYS or name in LOGIN_KEYS:
                 raise _violation(RejectReason.PROTOCOL_ERROR, f"{name} after login")
             elif value not in RESPONSES:
                 answers.append((name, "NotUnderstood"))
-        return answers, new_max_recv
+        if self._asked:
+            self._asked = False
+            self._wanted = True
+            if _OURS not in self._declared:
+                answers.append((_LENGTH, self._our_length()))
+            grant = self._grant()
+            if grant is not None and grant.target_alias:
+                answers.append(("TargetAlias", grant.target_alias))
+        return answers
+
+    def _our_length(self) -> str:
+        """The data segment length we take, as configured now."""
+        grant = self._grant()
+        length = self._keys.max_recv_data_segment_length_target
+        if grant is not None:
+            length = grant.offer.max_recv_data_segment_length
+        self._declared[_OURS] = length
+        return str(length)
+
+    def _grant(self) -> Grant | None:
+        """What a login would be granted now; None where it would be refused."""
+        session = self._session
+        name = session.grant.target_name
+        ask = self._authorizer
+        now = ask.target(session.initiator_name, name) if name else ask.discovery(session.initiator_name)
+        return now if isinstance(now, Grant) else None
 
     def _max_recv(self, value: str) -> int:
-        key = KEYS["MaxRecvDataSegmentLength"]
+        key = KEYS[_LENGTH]
         try:
             number = read_number(value)
         except TextError:
             number = 0
         if not key.low <= number <= key.high:
-            raise _violation(RejectReason.PROTOCOL_ERROR, f"MaxRecvDataSegmentLength={value[:40]!a}")
+            raise _violation(RejectReason.PROTOCOL_ERROR, f"{_LENGTH}={value[:40]!a}")
         return number
 
     def _send_targets(self, value: str) -> list[tuple[str, str]]:

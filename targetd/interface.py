@@ -399,6 +399,9 @@ class Engine(Protocol):
     def drop(self, session_id: int, reason: str) -> Awaitable[bool]:
         """Ask the initiator to log out, then end the session; False: no such session."""
 
+    def negotiate(self, session_id: int) -> Awaitable[bool]:
+        """Ask the initiator to negotiate anew what may be in full feature phase; False: no such session."""
+
     def statistics(self) -> Awaitable[Statistics]:
         """Counters since start."""
 

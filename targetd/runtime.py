@@ -84,6 +84,9 @@ KEPT = "unit"
 LOGOUT_S = 3
 """How long initiators of a removed target or portal, or at shutdown, have to log out when asked to."""
 
+NEGOTIATE_S = 10
+"""How long an initiator that is asked to negotiate anew has until its Text Request (RFC 7143 §11.9.1)."""
+
 LOOK_S = 2.0
 """How often a medium that is missing or has a fault is looked at."""
 
@@ -285,6 +288,16 @@ class Runtime:
         if session is None:
             return False
         await self._log_out([session], reason)
+        return True
+
+    async def negotiate(self, session_id: int) -> bool:
+        session = self.server.sessions.sessions.get(session_id)
+        if session is None:
+            return False
+        for connection in list(session.connections.values()):
+            connection.now = self._loop.time()
+            connection.request_negotiation(NEGOTIATE_S)
+        self.server.flush_stirred()
         return True
 
     async def statistics(self) -> Statistics:

@@ -24,7 +24,7 @@ class SessionResource:
         self.engine = engine
 
     def register(self, router: Router) -> None:
-        """Add its two places."""
+        """Add its places."""
         router.add(
             "session",
             PATH,
@@ -50,6 +50,20 @@ class SessionResource:
             },
         )
 
+        router.add(
+            "session",
+            f"{PATH}{{id}}/negotiate/",
+            {
+                "POST": Operation(
+                    self.negotiate,
+                    "Ask the initiator to negotiate anew, so that a changed MaxRecvDataSegmentLength or alias"
+                    " holds without a new login. Linux's initiator answers by logging in again; one that does"
+                    " nothing loses the connection.",
+                    {202: None, 401: None, 404: None},
+                )
+            },
+        )
+
     async def get_list(self, request: web.Request) -> web.StreamResponse:
         """GET of all."""
         sessions = sorted(await self.engine.sessions(), key=lambda session: session.id)
@@ -70,6 +84,12 @@ class SessionResource:
             raise NotFoundError
         note("sessions", id, {}, None)
         return answer(204)
+
+    async def negotiate(self, request: web.Request, id: int) -> web.StreamResponse:
+        """POST: ask for it; whether the initiator does is seen in the session."""
+        if not await self.engine.negotiate(id):
+            raise NotFoundError
+        return answer(202)
 
 
 def _show(session: SessionStatus) -> dict[str, Any]:

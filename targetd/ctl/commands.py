@@ -412,6 +412,15 @@ def _drop_session(context: Context, ids: Annotated[list[int], typer.Argument(met
             client.request("DELETE", f"{SESSIONS}/{id}/")
 
 
+@_sessions.command("negotiate")
+def _negotiate_session(context: Context, ids: Annotated[list[int], typer.Argument(metavar="ID")]) -> None:
+    """Ask initiators to negotiate anew, so that a changed MaxRecvDataSegmentLength or alias holds without a
+    new login. Linux's initiator answers by logging in again; one that does nothing loses the connection."""
+    with _client(context) as client:
+        for id in ids:
+            client.request("POST", f"{SESSIONS}/{id}/negotiate/")
+
+
 _service = typer.Typer(help="Whether the iSCSI portals listen.", no_args_is_help=True)
 app.add_typer(_service, name="service")
 

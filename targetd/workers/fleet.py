@@ -541,6 +541,11 @@ class Fleet(Owner):
             return True
         return any(await self._of_all("drop", session_id, reason))
 
+    async def negotiate(self, session_id: int) -> bool:
+        if await self.front.negotiate(session_id):
+            return True
+        return any(await self._of_all("negotiate", session_id))
+
     async def statistics(self) -> Statistics:
         own = await self.front.statistics()
         present = self._present()

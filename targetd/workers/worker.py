@@ -253,6 +253,7 @@ SERVICES: dict[str, Callable[..., Awaitable[Any]]] = {
             "load_lun",
             "look_again",
             "luns",
+            "negotiate",
             "reset_lun",
             "sessions",
         )

@@ -31,6 +31,7 @@ class MemoryEngine:
         self.absent: dict[int, str] = {}
         self.open_sessions: dict[int, SessionStatus] = {}
         self.looked_at: list[str] = []
+        self.negotiated: list[int] = []
         self.counted = Statistics()
         self.failures: list[LoginFailure] = []
         self.explained: list[Explanation] = []
@@ -77,6 +78,10 @@ class MemoryEngine:
 
     async def drop(self, session_id: int, reason: str) -> bool:
         return self.open_sessions.pop(session_id, None) is not None
+
+    async def negotiate(self, session_id: int) -> bool:
+        self.negotiated.append(session_id)
+        return session_id in self.open_sessions
 
     async def statistics(self) -> Statistics:
         return self.counted

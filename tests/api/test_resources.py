@@ -810,5 +810,8 @@ async def test_sessions_are_listed_and_ended(api: Api) -> None:
     shown = (await api.get("session/4/")).json
     assert shown["connections"][0]["data_digest"] == "CRC32C"
     assert (shown["luns"], shown["negotiated"]) == ([0, 1], {"MaxBurstLength": 262144})
+    assert (await api.post("session/4/negotiate/", None)).status == 202
+    assert (await api.post("session/5/negotiate/", None)).status == 404
+    assert api.engine.negotiated == [4, 5]
     assert (await api.delete("session/4")).status == 204
     assert (await api.delete("session/4")).status == 404

@@ -148,3 +148,33 @@ def test_report_target_port_groups_names_every_portal_group_of_the_target(
         assert ports(initiator) == [1, second_portal]
         shared_daemon.delete("targetgroup", group["id"])
         assert ports(initiator) == [1]
+
+
+def test_a_session_is_asked_to_negotiate_anew(shared_daemon: Daemon) -> None:
+    """RFC 7143 §11.9.1, event 4: a longer MaxRecvDataSegmentLength holds on a connection that lives."""
+    disk = shared_daemon.create_disk("negotiates", "8MB")
+    globals_ = "services/iscsi/globalconfiguration/"
+    before = shared_daemon.expect(200, "GET", globals_)["iscsi_maxrecdata"]
+    with log_in(shared_daemon, disk.iqn, "speaker") as initiator:
+        (session,) = [
+            one
+            for one in shared_daemon.expect(200, "GET", "services/iscsi/session/")
+            if one["initiator_name"].endswith(":speaker")
+        ]
+        place = f"services/iscsi/session/{session['id']}/"
+        shared_daemon.expect(202, "PUT", globals_, {"iscsi_maxrecdata": 4 * before})
+        try:
+            shared_daemon.expect(202, "POST", f"{place}negotiate/")
+            asked = initiator.wait_for_async().expect(bhs.AsyncMessage)
+            assert (asked.async_event, asked.parameter3) == (AsyncEvent.NEGOTIATION_REQUEST, 10)
+            answer = initiator.text({"MaxRecvDataSegmentLength": "4096"})
+            assert ("MaxRecvDataSegmentLength", str(4 * before)) in answer
+            initiator.initiator.max_data_in = initiator.max_data_in = 4096
+            initiator.max_data_out = 4 * before
+            assert initiator.nop(b"\x5a" * 2 * before).data == b"\x5a" * 4096
+            shown = shared_daemon.expect(200, "GET", place)
+            assert shown["negotiated"]["MaxRecvDataSegmentLength"] == "4096"
+            assert write(initiator, 0, b"\xa5" * MIB).good
+            assert read(initiator, 0, MIB // 512) == b"\xa5" * MIB
+        finally:
+            shared_daemon.expect(202, "PUT", globals_, {"iscsi_maxrecdata": before})

@@ -143,6 +143,12 @@ class Ours:
     def resize(self, extent_id: int, size: str) -> None:
         self.api("PUT", f"services/iscsi/extent/{extent_id}/", {"iscsi_target_extent_filesize": size})
 
+    def negotiate(self, iqn: str) -> None:
+        """Have the initiators of a target asked to negotiate anew."""
+        for session in self.daemon.expect(200, "GET", "services/iscsi/session/"):
+            if session["target_name"] == iqn:
+                self.api("POST", f"services/iscsi/session/{session['id']}/negotiate/", None)
+
     def credential(
         self, tag: int, user: str, secret: str, peer_user: str = "", peer_secret: str = ""
     ) -> None:
@@ -246,6 +252,9 @@ class Tgt:
         return (self.directory / "tgtd.log").read_text(errors="replace")
 
     # -- what checks ask for --------------------------------------------------------------------
+
+    def negotiate(self, iqn: str) -> None:
+        raise UnsupportedError("tgtd sends no Async Message 4")
 
     def disk(
         self,

@@ -273,6 +273,16 @@ def pings_and_a_logout_asked_for(daemon: Daemon, disk: Disk) -> None:
         ended.join()
 
 
+def a_negotiation_asked_for(daemon: Daemon, disk: Disk) -> None:
+    """Asynchronous Message 4 (§11.9.1), and the Text exchange that it is for."""
+    with _session(daemon, disk) as initiator:
+        (session,) = daemon.expect(200, "GET", "services/iscsi/session/")
+        daemon.expect(202, "POST", f"services/iscsi/session/{session['id']}/negotiate/")
+        initiator.wait_for_async()
+        assert initiator.text({})
+        initiator.logout()
+
+
 def logins_that_end(daemon: Daemon, disk: Disk) -> None:
     """Refused for what they say, and sent on to another address, v4 and v6 (§11.13.5, §13.8)."""
     target = f"services/iscsi/target/{disk.target_id}/"
@@ -295,6 +305,7 @@ CONVERSATIONS = (
     long_texts,
     longer_headers,
     pings_and_a_logout_asked_for,
+    a_negotiation_asked_for,
     logins_that_end,
 )
 

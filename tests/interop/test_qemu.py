@@ -196,6 +196,14 @@ def test_copy_does_not_notice_live_changes(daemon: Daemon, image: Path) -> None:
             assert "iscsi_target_queue_depth" in refused
             assert daemon.expect(200, "GET", f"services/iscsi/target/{disk.target_id}/") == before
 
+            (own,) = [
+                one
+                for one in daemon.expect(200, "GET", "services/iscsi/session/")
+                if one["target_id"] == disk.target_id
+            ]
+            # libiscsi answers by logging out and in again, with its commands (RFC 7143 §11.9.1, event 4).
+            daemon.expect(202, "POST", f"services/iscsi/session/{own['id']}/negotiate/")
+
             daemon.delete("target", unrelated.target_id)
             session.until_closed()
             assert unrelated.iqn not in run("iscsi-ls", daemon.url()).ok()

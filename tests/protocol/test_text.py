@@ -1,5 +1,6 @@
 """Text Requests in full feature phase (RFC 7143 §11.10, §11.11, appendix C)."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,13 +9,17 @@ from hypothesis import strategies as st
 
 from protocol import bhs
 from protocol.access import TargetRecord
-from protocol.enums import RESERVED_TAG, RejectReason
+from protocol.enums import RESERVED_TAG, AsyncEvent, RejectReason
 from tests import cdbs
 from tests.initiator import INITIATOR_NAME, MemoryPeer, Rejected, encode_text
 from tests.protocol.target import TARGET, MemoryTarget, connection_of
 
 OTHER = "iqn.2026-11.example:other"
 V4, V6 = ("192.0.2.1:3260", 1), ("[2001:db8::1]:3260", 2)
+
+
+def pattern(size: int) -> bytes:
+    return bytes(n * 7 & 0xFF for n in range(size))
 
 
 def discovery(target: MemoryTarget | None = None, **login: Any) -> MemoryPeer:
@@ -129,6 +134,142 @@ def test_a_new_segment_length_holds_from_the_next_pdu_on() -> None:
     assert len(peer.command(cdbs.read10(0, 64), read=32768).data) == 32768
     assert connection_of(peer).send_limit == 1024
     assert peer.nop(bytes(4096)).data == bytes(1024)
+
+
+def exchange(peer: MemoryPeer, keys: dict[str, str], tag: int = RESERVED_TAG, **fields: Any) -> Any:
+    """One Text Request of an exchange and its answer."""
+    request = peer.initiator.text_request(keys, transfer_tag=tag, initiator_task_tag=9, **fields)
+    return peer.request(request)
+
+
+def test_what_is_declared_holds_when_the_exchange_is_over() -> None:
+    """RFC 7143 §6.4: parameters become effective only after the negotiation sequence is completed, and one
+    that is given up or rejected changes nothing."""
+    target = MemoryTarget()
+    peer = target.logged_in()
+    connection = connection_of(peer)
+    before = connection.send_limit
+    new = {"MaxRecvDataSegmentLength": "1024"}
+    tag = exchange(peer, new, final=False).expect(bhs.TextResponse).target_transfer_tag
+    assert connection.send_limit == before
+    assert exchange(peer, {}, tag).expect(bhs.TextResponse).flags == 0x80
+    assert connection.send_limit == connection.keys.max_recv_data_segment_length_initiator == 1024
+    exchange(peer, {"MaxRecvDataSegmentLength": "2048"}, final=False).expect(bhs.TextResponse)
+    assert peer.text({"Frob": "1"}) == [("Frob", "NotUnderstood")]
+    assert connection.send_limit == 1024
+    tag = exchange(peer, {"MaxRecvDataSegmentLength": "2048"}, final=False).header.target_transfer_tag
+    rejected = exchange(peer, {"MaxRecvDataSegmentLength": "4096"}, tag).expect(bhs.Reject)
+    assert rejected.reason == RejectReason.PROTOCOL_ERROR
+    assert connection.send_limit == 1024
+
+
+# -- negotiation that the target asks for (RFC 7143 §11.9.1, event 4) -------------------------------
+
+
+def configured(target: MemoryTarget, length: int, alias: str = "") -> None:
+    """What is granted from now on."""
+    grant = target.access.grant
+    offer = replace(grant.offer, max_recv_data_segment_length=length)
+    target.access.grant = replace(grant, offer=offer, target_alias=alias)
+
+
+def asked(peer: MemoryPeer, within_s: int = 5) -> None:
+    assert connection_of(peer).request_negotiation(within_s)
+    message = peer.wait_for_async().expect(bhs.AsyncMessage)
+    assert (message.async_event, message.parameter3) == (AsyncEvent.NEGOTIATION_REQUEST, within_s)
+    assert (message.parameter1, message.parameter2, message.data_segment_length) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("keys", [{}, {"MaxRecvDataSegmentLength": "4096"}, {"Frob": "1"}])
+def test_the_target_declares_what_holds_now_when_it_asked_for_the_negotiation(keys: dict[str, str]) -> None:
+    """The Text Request may be empty (RFC 7143 §11.9.1); nothing of it is said in a later one."""
+    target = MemoryTarget()
+    peer = target.logged_in()
+    configured(target, 524288, "vault")
+    asked(peer)
+    said = dict(peer.text(keys))
+    assert said["MaxRecvDataSegmentLength"] == "524288"
+    assert said["TargetAlias"] == "vault"
+    assert peer.text({"Frob": "1"}) == [("Frob", "NotUnderstood")]
+    target.pass_time(6)
+    assert not connection_of(peer).closing
+    assert peer.command(cdbs.write10(0, 1024), pattern(524288), unsolicited=0).good
+
+
+def test_a_longer_segment_is_taken_after_a_negotiation_and_not_before() -> None:
+    """RFC 7143 §13.12."""
+    target = MemoryTarget()
+    peer = target.logged_in()
+    configured(target, 524288)
+    connection = connection_of(peer)
+    assert connection.framer.max_data == 262144
+    asked(peer)
+    tag = exchange(peer, {}, final=False).expect(bhs.TextResponse).target_transfer_tag
+    assert connection.framer.max_data == 262144
+    exchange(peer, {}, tag).expect(bhs.TextResponse)
+    assert connection.framer.max_data == 524288
+
+
+def test_a_shorter_segment_is_declared_and_what_is_on_its_way_is_taken() -> None:
+    target = MemoryTarget()
+    peer = target.logged_in()
+    configured(target, 8192)
+    asked(peer)
+    assert peer.text({}) == [("MaxRecvDataSegmentLength", "8192")]
+    assert peer.nop(bytes(8192)).data == bytes(8192)
+    assert peer.command(cdbs.write10(0, 64), pattern(32768), immediate_data=32768).good
+
+
+def test_a_text_request_that_was_pending_is_the_answer() -> None:
+    """RFC 7143 §11.9.1: "unless a Text Request is already pending on the connection"."""
+    target = MemoryTarget()
+    peer = target.logged_in()
+    tag = exchange(peer, {"Frob": "1"}, final=False).expect(bhs.TextResponse).target_transfer_tag
+    configured(target, 524288)
+    asked(peer)
+    assert ("MaxRecvDataSegmentLength", "524288") in exchange(peer, {}, tag).text
+    target.pass_time(6)
+    assert not connection_of(peer).closing
+
+
+def test_the_target_does_not_lose_its_word_when_the_initiators_is_rejected() -> None:
+    target = MemoryTarget()
+    peer = target.logged_in()
+    asked(peer)
+    with pytest.raises(Rejected):
+        peer.text({"MaxBurstLength": "512"})
+    tag = exchange(peer, {}, final=False).expect(bhs.TextResponse).target_transfer_tag
+    exchange(peer, {"MaxBurstLength": "512"}, tag).expect(bhs.Reject)
+    assert peer.text({}) == [("MaxRecvDataSegmentLength", "262144")]
+    assert peer.text({}) == []
+
+
+def test_an_initiator_that_is_asked_to_negotiate_and_does_not_is_dropped() -> None:
+    """Others of the session are told by event 2 (RFC 7143 §11.9.1); without recovery of connections the
+    session ends with it."""
+    target = MemoryTarget(error_recovery_level=2, max_connections=2)
+    first = target.logged_in(keys={"ErrorRecoveryLevel": "2", "MaxConnections": "2"})
+    second = target.connect(session=first.session)
+    second.initiator.cid = 2
+    second.login(TARGET)
+    asked(first)
+    assert connection_of(first).request_negotiation(9)  # is one already
+    assert first.pending() == []
+    target.pass_time(5)
+    assert not connection_of(first).closing
+    target.pass_time(1)
+    assert connection_of(first).closing
+    message = second.wait_for_async().expect(bhs.AsyncMessage)
+    assert (message.async_event, message.parameter1) == (AsyncEvent.CONNECTION_DROP, connection_of(first).cid)
+    assert second.nop(b"still here")
+
+
+def test_a_logout_answers_a_request_to_negotiate() -> None:
+    target = MemoryTarget()
+    peer = target.logged_in()
+    asked(peer)
+    assert peer.logout().response == 0
+    assert not connection_of(peer).request_negotiation(5)
 
 
 @pytest.mark.parametrize("length", ["512", "1000", "8192"])

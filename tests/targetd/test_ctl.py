@@ -336,6 +336,8 @@ async def test_sessions_are_listed_and_dropped(ctl: Ctl, engine: MemoryEngine) -
     shown = (await good(ctl, "session", "show", 4)).out
     assert "MaxBurstLength" in shown
     assert "\x1b" not in shown
+    await good(ctl, "session", "negotiate", 5)
+    assert engine.negotiated == [5]
     await good(ctl, "session", "drop", 4, 5)
     assert (await good(ctl, "session", "list", "--json")).json == []
 

@@ -34,6 +34,17 @@ def lun_added_live_appears() -> None:
 
 
 @check
+def asked_to_negotiate_anew() -> None:
+    """Asked to negotiate anew (Async Message 4), open-iscsi logs in again, and a load goes on."""
+    made = make_disk("16MB")
+    with logged_in(made["iqn"]) as node, Load(node.disk()) as load:
+        load.goes_on()
+        host.ask("negotiate", iqn=made["iqn"])
+        load.goes_on()
+        load.stop()
+
+
+@check
 def lun_resized_live() -> None:
     """An extent that grows: a unit attention tells the kernel, a rescan shows it. Shrinking is refused while
     somebody uses the disk, and done when nobody does."""
