@@ -67,7 +67,8 @@ soak: .venv/installed
 
 coverage: .venv/installed-dev system-test
 	@umask 022 && mkdir -p build && $(PY) -m coverage run -m pytest -q tests/protocol tests/scsi tests/fuzz \
-	    tests/security/test_published_holes.py tests/security/test_limits.py tests/test_initiator.py $(ARGS)
+	    tests/security/test_published_holes.py tests/security/test_limits.py tests/security/test_memory.py \
+	    tests/test_initiator.py $(ARGS)
 	@$(PY) -m coverage report
 
 package:
