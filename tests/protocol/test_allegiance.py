@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from protocol import bhs
+from protocol import bhs, dataout
 from protocol.enums import AsyncEvent, LoginStatus, LogoutReason, RejectReason, ScsiStatus
 from protocol.enums import LogoutResponse as LogoutAnswer
 from protocol.enums import TaskManagementFunction as Function
@@ -481,6 +481,32 @@ def test_logging_in_with_its_cid_logs_a_connection_out_for_recovery(
     assert again.wait(answered).good
     connection_of(pair.two).lost("closed at last")
     assert again.command(bytes(6)).good
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["with memory first", "without first"])
+def test_a_write_that_waits_for_memory_goes_on_elsewhere(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, order: tuple[int, int]
+) -> None:
+    """It had no R2T on the connection that was cut; on the other one it gets its turn like any other."""
+    monkeypatch.setattr(dataout, "LARGE_COMMAND", 512)
+    monkeypatch.setattr(dataout, "MAX_IN_FLIGHT", 4096)
+    pair.two.answer_r2ts = False
+    tasks = [
+        pair.two.send_command(
+            cdbs.write10(8 * n, 8), pattern(4096, n + 1), immediate_data=0, unsolicited=0, final=True
+        )
+        for n in range(2)
+    ]
+    pair.two.nop(immediate=True)
+    assert [bool(task.r2ts) for task in tasks] == [True, False]
+    pair.cut(pair.two)
+    peer = pair.join(3)
+    peer.logout(RECOVERY, cid=2)
+    for index in order:
+        assert reassign(tasks[index], peer) == Response.FUNCTION_COMPLETE
+    for n, task in enumerate(tasks):
+        assert peer.wait(task).good
+        assert peer.command(cdbs.read10(8 * n, 8), read=4096).data == pattern(4096, n + 1)
 
 
 def test_a_cut_twice_over(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
