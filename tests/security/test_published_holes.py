@@ -20,7 +20,7 @@ from protocol.scsi.reservations import Reservations
 from protocol.scsi.sense import Sense
 from storage.memory import Memory
 from tests.daemon import HOST, Daemon
-from tests.initiator import MemoryPeer, SocketInitiator
+from tests.initiator import LoginFailed, MemoryPeer, SocketInitiator
 from tests.protocol.target import TARGET, MemoryTarget, connection_of
 
 NAMED = [("InitiatorName", "iqn.2026-11.example:host"), ("TargetName", TARGET), ("SessionType", "Normal")]
@@ -107,7 +107,9 @@ def test_long_unknown_key_is_not_copied_beyond_its_reply_cve_2013_2850(size: int
     """
     peer = MemoryTarget().connect()
     peer.send(peer.initiator.login_request([*NAMED, ("X-" + "k" * (size - 2), "v")], transit=False)[:8192])
-    for pdu in peer.pending():
+    answers = peer.pending()
+    assert len(answers) == 1
+    for pdu in answers:
         answer = pdu.expect(bhs.LoginResponse)
         assert len(pdu.data) <= 8192
         assert (answer.status_class == 0) == (size <= 63)
@@ -130,6 +132,20 @@ def test_format_strings_in_names_are_text_cve_2010_0743(
         assert session.initiator_name == name.lower() or session.initiator_name == name
     peer.send(peer.initiator.text_request({"SendTargets": hostile}))
     assert target.logged_in().command(bytes(6)).good
+
+
+@pytest.mark.parametrize("hostile", ["%n%n%n%n", "%s" * 40, "{0.__class__}", "%(name)s"])
+def test_format_strings_in_names_are_text_in_the_log_cve_2010_0743(
+    shared_daemon: Daemon, hostile: str
+) -> None:
+    """The same where it would have happened: what the daemon logs of such a login is what was said."""
+    since = len(shared_daemon.lines)
+    name = f"iqn.2026-11.example:{hostile}"
+    with SocketInitiator((HOST, shared_daemon.portal_port)) as peer, pytest.raises(LoginFailed):
+        peer.login(f"iqn.2026-11.example:{hostile}", name)
+    shared_daemon.wait_for_line(hostile, since=since)
+    assert not [line for line in shared_daemon.lines[since:] if "Logging error" in line]
+    assert not shared_daemon.tracebacks()
 
 
 # -- CHAP ---------------------------------------------------------------------------------------------
@@ -380,6 +396,7 @@ def test_packet_flood_takes_nothing_from_others_cve_2014_0255(shared_daemon: Dae
     rubbish = [b"\xff" * 48, b"\x43" + b"\xff" * 47, b"GET / HTTP/1.0\r\n\r\n" * 4, b"", b"\x43", bytes(48)]
     with SocketInitiator((HOST, shared_daemon.portal_port)) as peer:
         peer.login(disk.iqn)
+        peer.command(bytes(6))
         for round_ in range(200):
             sockets = []
             for number in range(10):
@@ -389,7 +406,7 @@ def test_packet_flood_takes_nothing_from_others_cve_2014_0255(shared_daemon: Dae
                 except OSError:
                     pass
                 sockets.append(sock)
-            peer.command(bytes(6))
+            assert peer.command(bytes(6)).good
             for sock in sockets:
                 sock.close()
         assert peer.command(bytes(6)).good
