@@ -31,6 +31,10 @@ REDACTED = re.compile(
 )
 """``name=value`` and ``name: value`` of what must not be told, as text, JSON or repr."""
 
+SUSPECT = ("chap_r", "chap_c", "secret", "passw", "authorization")
+"""Each thing that ``REDACTED`` finds holds one of these, in whatever case. To look for them first costs
+0.6 µs a line, the expression 65 to 110; a login has a few lines."""
+
 CONTROL = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)]} | {
     ord("\n"): "\\n",
     ord("\r"): "\\r",
@@ -44,6 +48,10 @@ Logger = logging.Logger | logging.LoggerAdapter[Any]
 
 def redact(text: str) -> str:
     """The text with the values of secrets masked; what was quoted stays so, and JSON stays JSON."""
+    if text.isascii():  # beyond ASCII the expression knows more letters for one (ſ for s)
+        lowered = text.lower()
+        if not any(word in lowered for word in SUSPECT):
+            return text
     return REDACTED.sub(lambda found: f"{found[1]}{found[2] or ''}***{found[2] or ''}", text)
 
 

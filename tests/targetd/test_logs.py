@@ -65,7 +65,8 @@ def test_what_a_peer_chose_cannot_begin_a_line_of_its_own(
     [
         "CHAP_R=0xS3CRET", "iscsi_target_auth_secret: 'S3CRET'", '{"iscsi_target_auth_peersecret": "S3CRET"}',
         "Authorization: Basic S3CRET==", "password=S3CRET", "{'Authorization': 'Basic S3CRET'}",
-        "AuthCredential(user='u', secret='S3CRET with blanks')",
+        "AuthCredential(user='u', secret='S3CRET with blanks')", "x-PassWd: S3CRET", "Chap_C = S3CRET",
+        "ſecret=S3CRET",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
