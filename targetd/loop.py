@@ -30,6 +30,10 @@ _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 _STOCK = ((selectors.EVENT_READ, _IN), (selectors.EVENT_WRITE, _OUT))
 
 
+AT_ONCE = 64
+"""Descriptors that are served between two looks at what else there is: a timer that is due, a callback that
+was scheduled. epoll goes round: who was not among them is first the next time."""
+
 NEWCOMERS_AT_ONCE = 2
 """Descriptors that were not promoted yet and are served in one turn of the loop. One costs some 0.2 ms from
 its accept to its end: a flood of them delays the others by twice that, where without a queue of their own a
@@ -125,7 +129,7 @@ class _Selector(selectors.BaseSelector):
             else:
                 wait = 0.0
             try:
-                found = self._epoll.poll(wait)
+                found = self._epoll.poll(wait, AT_ONCE)
             except InterruptedError:
                 return ready
             for fd, mask in found:

@@ -190,17 +190,9 @@ class Channel:
         """Bytes have come: one turn of this connection."""
         server = self.server
         connection = self.connection
-        view = server.receive_buffer
         target = connection.framer.receive_target()
-        try:
-            count = self.sock.recv_into(view) if target is None else self._receive_home(target)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self.drop(error.strerror or str(error))
-            return
+        count = self._receive(server.receive_buffer, target)
         if not count:
-            self.drop("the initiator closed the connection")
             return
         now = monotonic()
         if target is not None:
@@ -208,7 +200,7 @@ class Channel:
             connection.received_in_target(home, now)
             count -= home
         if count:
-            connection.receive_data(view[:count], now)
+            connection.receive_data(server.receive_buffer[:count], now)
         server.unmeasured -= 1
         if server.unmeasured:
             if connection.events:
@@ -218,6 +210,24 @@ class Channel:
             self._measure(now)
         if server.sessions.stirred:
             server.flush_stirred()
+
+    def _receive(self, view: memoryview, target: memoryview | None = None) -> int:
+        """Receive into ``view``, or first into ``target`` (the rest of a long data segment goes where it
+        belongs; what follows it goes into ``view``).
+
+        Returns:
+            Bytes; 0: there were none, or the connection is at its end and was dropped.
+        """
+        try:
+            count = self.sock.recv_into(view) if target is None else self.sock.recvmsg_into((target, view))[0]
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            self.drop(error.strerror or str(error))
+            return 0
+        if not count:
+            self.drop("the initiator closed the connection")
+        return count
 
     def _measure(self, now: float) -> None:
         """Carry out and flush, and count how long the commands took that ended here."""
@@ -232,10 +242,6 @@ class Channel:
             for task in tasks:
                 if session.tasks.get(task.initiator_task_tag) is not task and not task.aborted:
                     server.counters.took(task.unit, session, elapsed_s, SAMPLED)
-
-    def _receive_home(self, target: memoryview) -> int:
-        """The rest of a long data segment goes where it belongs; what follows goes into the buffer."""
-        return self.sock.recvmsg_into((target, self.server.receive_buffer))[0]
 
     def resume(self, begun: Begun) -> None:
         """Go on with what another process has begun. A login is answered by the same bytes however often it
@@ -346,14 +352,14 @@ class Channel:
 
     def _send(self, out: list[Buffer]) -> list[Buffer]:
         """Returns what the socket did not take."""
-        sock = self.sock
+        sendmsg = self.sock.sendmsg
         while out:
             batch = out if len(out) <= IOV_MAX else out[:IOV_MAX]
             try:
-                sent = sock.sendmsg(batch)
+                sent = sendmsg(batch)
             except (BlockingIOError, InterruptedError):
                 return out
-            if len(batch) == len(out) and sent == sum(map(len, out)):
+            if sent == sum(map(len, out)):
                 return []
             out = _without(out, sent)
         return out

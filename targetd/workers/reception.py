@@ -108,15 +108,8 @@ class LoginChannel(Channel):
             return
         server = self.server
         view = server.receive_buffer[:TURN]
-        try:
-            count = self.sock.recv_into(view)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self.drop(error.strerror or str(error))
-            return
+        count = self._receive(view)
         if not count:
-            self.drop("the initiator closed the connection")
             return
         self.received += view[:count]
         if self.handed:
