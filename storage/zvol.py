@@ -39,7 +39,7 @@ _POLL_S = 0.05
 _COMMAND_TIMEOUT_S = 20.0
 """``zfs get`` answers in milliseconds; on a suspended pool, never."""
 
-_PROPERTIES = "volsize,volblocksize,refreservation,used,available"
+_PROPERTIES = "type,volsize,volblocksize,refreservation,used,available"
 
 _DATASET = re.compile(r"[A-Za-z][A-Za-z0-9_.: -]*(/[A-Za-z0-9_.: -]+)+(@[A-Za-z0-9_.: -]+)?")
 """A volume's name: pool, at least one component, possibly a snapshot (zfs(8))."""
@@ -71,8 +71,9 @@ class Zvol(Device):
         """Open a volume by any of the forms of ``dataset_of``; as for ``Device``.
 
         Raises:
-            OSError: ENOENT, there is no such volume, or its node does not appear; EROFS, a snapshot
-                is to be written; ETIMEDOUT, ``zfs`` does not answer; or as for ``Device``.
+            OSError: ENOENT, there is no such volume, or its node does not appear; ENOTBLK, it is a file
+                system; EROFS, a snapshot is to be written; ETIMEDOUT, ``zfs`` does not answer; or as for
+                ``Device``.
             ValueError: ``path`` names no volume.
         """
         self.dataset = dataset_of(path)
@@ -103,7 +104,9 @@ class Zvol(Device):
             ) from None
         if answer.returncode:
             raise OSError(errno.ENOENT, answer.stderr.strip() or "zfs get failed", self.dataset)
-        pairs = (line.split("\t", 1) for line in answer.stdout.splitlines() if "\t" in line)
+        pairs = [line.split("\t", 1) for line in answer.stdout.splitlines() if "\t" in line]
+        if ["type", "filesystem"] in pairs:
+            raise OSError(errno.ENOTBLK, "it is a file system of ZFS, not a volume", self.dataset)
         # A property that does not apply (a snapshot's refreservation) has the value "-" or "none".
         return {name: int(value) for name, value in pairs if value.isdigit()}
 

@@ -43,6 +43,7 @@ def test_what_names_no_volume_is_refused(path: str) -> None:
 
 STAND_IN = """#!/bin/sh
 case "$*" in
+    *tank/files*) printf 'type\\tfilesystem\n'; exit ;;
     *tank/none*) echo "cannot open 'tank/none': dataset does not exist" >&2; exit 1;;
 esac
 [ "$1 $2 $3 $4" = "get -Hp -o property,value" ] || exit 2
@@ -131,6 +132,13 @@ def test_a_volume_that_zfs_does_not_know_is_missing() -> None:
     with pytest.raises(OSError, match="dataset does not exist") as caught:
         Zvol("zvol/tank/none")
     assert caught.value.errno == errno.ENOENT
+
+
+@pytest.mark.usefixtures("zfs")
+def test_a_file_system_of_zfs_is_no_volume_and_not_waited_for() -> None:
+    with pytest.raises(OSError, match="not a volume") as caught:
+        Zvol("tank/files")
+    assert caught.value.errno == errno.ENOTBLK
 
 
 @pytest.mark.usefixtures("zfs")
