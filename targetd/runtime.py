@@ -477,16 +477,21 @@ class Runtime:
             for unit in live.units.values():
                 sanitize.stop(unit)
         started = time.monotonic()
-        backends = [live.backend for live in self._extents.values() if live.backend is not None]
-        if backends:
-            flushes = [asyncio.create_task(off_loop(_flush_and_close, backend)) for backend in backends]
+        flushes = {
+            asyncio.create_task(off_loop(_flush_and_close, live.backend)): live.extent.name
+            for live in self._extents.values()
+            if live.backend is not None
+        }
+        if flushes:
             done, late = await asyncio.wait(flushes, timeout=5)
-            for task in done:
-                if (error := task.exception()) is not None:
-                    log.error("an extent could not be flushed: %s", error)
+            failed = {task: error for task in done if (error := task.exception()) is not None}
+            for task, error in failed.items():
+                log.error("extent %s could not be flushed: %s", flushes[task], error)
+            for task in late:
+                log.error("extent %s: its medium does not answer; not flushed", flushes[task])
             log.info(
                 "%d extents flushed in %.2f s%s",
-                len(done),
+                len(done) - len(failed),
                 time.monotonic() - started,
                 f", {len(late)} still waiting for their medium" if late else "",
             )

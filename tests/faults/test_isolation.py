@@ -293,6 +293,23 @@ def test_shutdown_does_not_wait_for_a_medium_that_hangs(fs: FaultyFs, tmp_path: 
         daemon.kill9()
 
 
+def test_shutdown_names_what_it_could_not_flush(fs: FaultyFs, tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, options=("--extent-root", str(fs.at))).start()
+    try:
+        disk = disk_on(daemon, fs)
+        daemon.create_disk("well", "1MB")
+        with lun_of(daemon, disk) as lun:
+            assert lun.write(8, pattern(0)).good
+        fs.fail(errno.EIO, "fsync")
+        assert daemon.terminate() == 0
+        fs.clear()
+        daemon.wait_for_line(f"extent {disk.path.stem} could not be flushed")
+        daemon.wait_for_line("1 extents flushed in")
+    finally:
+        fs.clear()
+        daemon.kill9()
+
+
 def test_a_start_does_not_wait_for_a_medium_that_hangs(fs: FaultyFs, tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, options=("--extent-root", str(fs.at))).start()
     try:
