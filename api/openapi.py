@@ -19,7 +19,15 @@ from api.fields import DECLARATIONS
 from api.resources.collection import PREFIX
 from api.resources.system import HEALTH_PATH
 from api.routing import Operation, Router
-from targetd.interface import Explanation, LoginFailure, SessionStatus, Statistics, Work
+from targetd.interface import (
+    MAX_SANITIZE_PASSES,
+    SANITIZE_METHODS,
+    Explanation,
+    LoginFailure,
+    SessionStatus,
+    Statistics,
+    Work,
+)
 
 __all__ = ["Documents", "document"]
 
@@ -120,6 +128,20 @@ _FIXED_SCHEMAS: Final[dict[str, Any]] = {
                 "description": "Remove the backing file too.",
             }
         },
+    },
+    "Sanitize": {
+        "type": "object",
+        "properties": {
+            "method": {"type": "string", "enum": list(SANITIZE_METHODS)},
+            "passes": {
+                "type": ["integer", "null"],
+                "minimum": 1,
+                "maximum": MAX_SANITIZE_PASSES,
+                "default": 1,
+                "description": "Of an overwrite with zeroes.",
+            },
+        },
+        "required": ["method"],
     },
     "Version": _object({"fullversion": _TEXT, "name": _TEXT, "version": _TEXT}),
     "Health": _object({"status": _TEXT}),

@@ -213,6 +213,13 @@ class Statistics:
     """Workers, where there are any."""
 
 
+SANITIZE_METHODS: tuple[str, ...] = ("overwrite", "block erase", "cryptographic erase")
+"""Service actions 1, 2 and 3 of SANITIZE (SBC-3 table 96)."""
+
+MAX_SANITIZE_PASSES = 31
+"""OVERWRITE COUNT has five bits (SBC-3 §5.24)."""
+
+
 class StorageError(Exception):
     """What was asked of a pool could not be done; the text is for who asked."""
 
@@ -379,6 +386,17 @@ class Engine(Protocol):
         Raises:
             ConfigError: a field is wrong, or the change cannot be carried out (a file cannot be made,
                 an address cannot be bound); nothing has changed.
+        """
+
+    def sanitize(self, extent_id: int, method: str, passes: int = 1) -> Awaitable["Work | str"]:
+        """Begin to make everything on an extent unreadable; it goes on to its end, over restarts too.
+
+        Args:
+            method: of ``SANITIZE_METHODS``.
+            passes: of an overwrite with zeroes, 1 to 31.
+
+        Returns:
+            The work that is under way, or why it is not begun, in words.
         """
 
     def look_again(self, path: str = "") -> Awaitable[None]:

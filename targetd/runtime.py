@@ -29,7 +29,7 @@ from protocol.scsi import sanitize
 from protocol.scsi.device import LogicalUnit, Reset, UnitConfig
 from protocol.scsi.device import Target as ScsiTarget
 from protocol.scsi.registrations import State as ReservationState
-from protocol.scsi.request import Nexus
+from protocol.scsi.request import GOOD, Nexus, Outcome
 from protocol.scsi.reservations import KEPT_AS as RESERVATIONS_KEPT_AS
 from protocol.scsi.reservations import Reservations
 from protocol.session import Session, SessionTable
@@ -39,6 +39,7 @@ from targetd.access import View
 from targetd.extents import LiveExtent, UnitKey, check_path, open_extent, spec_of, unit_key
 from targetd.hostaddresses import HostAddresses
 from targetd.interface import (
+    SANITIZE_METHODS,
     Edit,
     Event,
     Explanation,
@@ -47,6 +48,7 @@ from targetd.interface import (
     ServiceState,
     SessionStatus,
     Statistics,
+    Work,
 )
 from targetd.keeper import Keeper, StoreError
 from targetd.lanes import Completions, Lane, off_loop
@@ -908,6 +910,53 @@ class Runtime:
     def _existing(self, extent: Extent) -> ExtentSpec:
         """An extent's medium as it must be there already: nothing is created."""
         return replace(spec_of(extent, self._pools), create=False, allocate=False)
+
+    async def sanitize(self, extent_id: int, method: str, passes: int = 1) -> Work | str:
+        """See ``Engine.sanitize``."""
+        async with self._lock:  # no change takes the extent away meanwhile
+            live = self._extents.get(extent_id)
+            unit = next(iter(live.units.values()), None) if live is not None else None
+            if live is None or unit is None:
+                return "The extent is not a LUN of any target."
+            obstacle = self._sanitize_obstacle(live)
+            if obstacle:
+                return obstacle
+            action = sanitize.Action(SANITIZE_METHODS.index(method) + 1)
+            pattern = bytes(1) if action is sanitize.Action.OVERWRITE else b""
+            size_bytes = unit.blocks * unit.block_size
+            begun: asyncio.Future[Exception | None] = self._loop.create_future()
+            id, name = live.extent.id, live.extent.name
+
+            def ended(outcome: Outcome) -> None:
+                log.info("extent %s: sanitize has %s", name, "ended" if outcome is GOOD else "failed")
+                self.announce("sanitize.end", id=id, name=name, failed=outcome is not GOOD)
+
+            # AUSE, so that EXIT FAILURE MODE gets an extent back whose medium failed
+            plan = sanitize.Plan(action, unrestricted=True, pattern=pattern, passes=passes)
+            sanitize.begin(unit, plan, begun.set_result, ended)
+            error = await asyncio.shield(begun)
+            if error is not None:
+                return f"It could not be stored: {error}"
+            log.info("extent %s: sanitize by %s has begun", name, method)
+            self.announce("sanitize.start", id=id, name=name, method=method)
+            return Work("sanitize", id, name, 0, size_bytes * passes)
+
+    def _sanitize_obstacle(self, live: LiveExtent) -> str:
+        """Why the medium of an extent cannot be sanitized now, in words; empty: it can."""
+        units = set(live.units.values())
+        if live.extent.read_only or (live.backend is not None and not live.backend.capabilities.writable):
+            return "The extent is read-only."
+        if live.medium is None:
+            return f"The extent is not ready: {live.status}."
+        for unit in units:
+            if isinstance(unit.locked, sanitize.Operation) and not unit.locked.plan.failed:
+                return "The extent is being sanitized."
+            if unit.locked is not None and not isinstance(unit.locked, sanitize.Operation):
+                return "The extent is being formatted."
+        for session in self.server.sessions.sessions.values():
+            if session.target is not None and not units.isdisjoint(session.target.luns.values()):
+                return f"The extent is in use by {session.initiator_name}."
+        return ""
 
     async def look_again(self, path: str = "") -> None:
         """See ``Engine.look_again``. A medium that does not answer is waited for on its own lane only."""

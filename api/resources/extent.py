@@ -8,17 +8,22 @@ find theirs. A GET body can be PUT back unchanged.
 Whether a file or device is there, and may be used, is for the engine to find out.
 """
 
+import dataclasses
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
 
+from api.audit import note
 from api.bodies import read_object
 from api.errors import ApiError, FieldsError, answer
 from api.fields import EXTENT
 from api.resources.collection import CollectionResource, Draft, wants_discard
+from api.resources.diagnosis import WORK_PATH
 from api.routing import Operation, Router
+from api.schema import ALL, coerce
+from targetd.interface import MAX_SANITIZE_PASSES, SANITIZE_METHODS
 from targetd.model import (
     REQUIRED,
     SIZED,
@@ -145,6 +150,49 @@ class ExtentResource(CollectionResource):
                     f"{title}Create",
                 )
             },
+        )
+
+        failures: dict[int, str | None] = {400: "Error", 401: None, 404: None, 409: "FieldErrors"}
+        router.add(
+            self.name,
+            f"{self.path}{{id}}/sanitize/",
+            {
+                "POST": Operation(
+                    self.sanitize,
+                    "Make everything on it unreadable, to the end; work/ tells how far that is.",
+                    {202: "Work", **failures},
+                    "Sanitize",
+                )
+            },
+        )
+
+    async def sanitize(self, request: web.Request, id: int) -> web.StreamResponse:
+        """POST of a sanitize: what there is to watch. No session may have the extent."""
+        self.find(self.engine.configuration, id)
+        body = await read_object(request)
+        errors: dict[str, list[str]] = {}
+        method, passes = body.get("method"), body.get("passes")
+        if method is None:
+            errors["method"] = [REQUIRED]
+        elif method not in SANITIZE_METHODS:
+            errors["method"] = [f"One of: {', '.join(SANITIZE_METHODS)}."]
+        try:
+            count = 1 if passes in (None, "") else coerce(int, passes)
+        except ValueError as error:
+            errors["passes"] = [str(error)]
+        else:
+            if not 1 <= count <= MAX_SANITIZE_PASSES:
+                errors["passes"] = [f"From 1 to {MAX_SANITIZE_PASSES}."]
+            elif count > 1 and method != "overwrite":
+                errors["passes"] = ["Only an overwrite has several passes."]
+        if errors:
+            raise FieldsError(errors)
+        begun = await self.engine.sanitize(id, str(method), count)
+        if isinstance(begun, str):
+            raise FieldsError({ALL: [begun]})
+        note("sanitize", id, None, {"method": method, "passes": count})
+        return answer(
+            202, dataclasses.asdict(begun), {"Location": f"{request.scheme}://{request.host}{WORK_PATH}"}
         )
 
     async def bodies(self, config: Configuration, records: Sequence[Any]) -> list[dict[str, Any]]:

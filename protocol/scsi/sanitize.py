@@ -34,6 +34,8 @@ __all__ = [
     "KEPT_AS",
     "Action",
     "Operation",
+    "Plan",
+    "begin",
     "exit_failure_mode",
     "prepare_sanitize",
     "resume",
@@ -232,22 +234,48 @@ def sanitize(unit: "LogicalUnit", request: Request) -> Outcome | None:
     it is done; either way nothing that happens to the command or its session stops it."""
     _check_idle(unit)  # another may have begun since this one was let in
     medium(unit)
-    operation = Operation(_plan(unit, request))
     immediate = bool(request.cdb[1] & _IMMED)
+
+    def begun(error: Exception | None) -> None:
+        if error is not None:
+            unit.complete(request, unit.check(CheckCondition(Sense.INTERNAL_TARGET_FAILURE)))
+        elif immediate:
+            unit.complete(request, GOOD)
+
+    def ended(outcome: Outcome) -> None:
+        if not immediate:
+            unit.complete(request, outcome)
+
+    begin(unit, _plan(unit, request), begun, ended)
+    return None
+
+
+def begin(
+    unit: "LogicalUnit",
+    plan: Plan,
+    begun: Callable[[Exception | None], None],
+    ended: Callable[[Outcome], None],
+) -> None:
+    """Lock the units of the extent, keep the plan, and carry it out.
+
+    Nothing else has the unit locked, except an operation that failed, and its medium is there.
+
+    Args:
+        begun: hears that it is kept and under way, or why it is not; nothing is locked then.
+        ended: hears the outcome; not if the daemon closes before.
+    """
+    operation = Operation(plan)
     _lock(unit, operation)  # from here on nothing is let in
 
     def kept(error: Exception | None) -> None:
         if error is not None:
             log.error("%s: SANITIZE could not be stored, and is not begun: %s", unit.config.name, error)
             _lock(unit, None)
-            unit.complete(request, unit.check(CheckCondition(Sense.INTERNAL_TARGET_FAILURE)))
-            return
-        _start(unit, operation, None if immediate else request)
-        if immediate:
-            unit.complete(request, GOOD)
+        else:
+            _start(unit, operation, ended)
+        begun(error)
 
-    _keep(unit, operation.plan, kept)
-    return None
+    _keep(unit, plan, kept)
 
 
 def exit_failure_mode(unit: "LogicalUnit", request: Request) -> Outcome | None:
@@ -326,8 +354,8 @@ def _keep(unit: "LogicalUnit", plan: Plan | None, done: Callable[[Exception | No
         unit.keep(KEPT_AS, value, kept)
 
 
-def _start(unit: "LogicalUnit", operation: Operation, request: Request | None) -> None:
-    """Begin the work; ``request`` is the command that waits for its end."""
+def _start(unit: "LogicalUnit", operation: Operation, ended: Callable[[Outcome], None] | None) -> None:
+    """Begin the work; ``ended`` hears its outcome."""
     backend = unit.backend
     assert backend is not None
     size_bytes = unit.blocks * unit.block_size
@@ -352,8 +380,8 @@ def _start(unit: "LogicalUnit", operation: Operation, request: Request | None) -
                 log.error("%s: the end of SANITIZE could not be stored: %s", unit.config.name, error)
             if not failed:
                 _lock(unit, None)
-            if request is not None:
-                unit.complete(request, outcome)
+            if ended is not None:
+                ended(outcome)
 
         _keep(unit, operation.plan if failed else None, kept)
 

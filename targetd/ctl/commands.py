@@ -281,6 +281,7 @@ def _add(resource: Resource) -> None:
     group.command("update")(_with_options(resource, update))
     if resource.name == "extent":
         group.command("delete")(_delete_extent(resource))
+        group.command("sanitize")(_sanitize_extent(resource))
         group.command("clone")(_with_options(resource, _clone_extent(resource), NOT_OF_A_CLONE))
     else:
         group.command("delete")(delete)
@@ -303,6 +304,41 @@ def _delete_extent(resource: Resource) -> Callable[..., None]:
 
 NOT_OF_A_CLONE = ("type", "disk", "file_size")
 """It is a File, as large as its source."""
+
+
+def _sanitize_extent(resource: Resource) -> Callable[..., None]:
+    def sanitize(
+        context: Context,
+        one: Annotated[str, typer.Argument(metavar="ID-OR-NAME", help="Its id or name.")],
+        method: Annotated[str, typer.Option(help="overwrite, block erase or cryptographic erase.")],
+        passes: Annotated[int, typer.Option(help="Of an overwrite with zeroes.")] = 1,
+        yes: Annotated[
+            bool, typer.Option("--yes", help="Do not ask whether all data shall be lost.")
+        ] = False,
+        json: Json = False,
+    ) -> None:
+        """Make everything on an extent unreadable. It cannot be stopped, and a restart goes on with it; on a
+        terminal it is watched until it is done. No session may have the extent."""
+        with _client(context) as client:
+            found = resource.find(client, one)
+            if not yes:
+                typer.confirm(f"Lose all data of extent {one}?", abort=True, err=True)
+            body = {"method": method, "passes": passes}
+            try:
+                begun = client.request("POST", f"{resource.path}/{found['id']}/sanitize/", body)
+            except FieldsError as error:
+                options = {"method": "--method", "passes": "--passes"}
+                raise FieldsError(error.errors, options) from None
+            if json or _settings(context).json:
+                output.as_json(begun)
+            elif sys.stdout.isatty():
+                from targetd.ctl import progress
+
+                progress.watch(client)
+            else:
+                output.details(begun)
+
+    return sanitize
 
 
 def _clone_extent(resource: Resource) -> Callable[..., None]:

@@ -35,6 +35,7 @@ from targetd.interface import (
     ServiceState,
     SessionStatus,
     Statistics,
+    Work,
 )
 from targetd.keeper import Keeper, StoreError
 from targetd.limits import Visitor
@@ -491,6 +492,17 @@ class Fleet(Owner):
         """The answers of all workers that are there."""
         answers = await asyncio.gather(*(self._ask(member, what, *arguments) for member in self._present()))
         return [answer for answer in answers if answer is not None]
+
+    async def sanitize(self, extent_id: int, method: str, passes: int = 1) -> Work | str:
+        """See ``Engine.sanitize``."""
+        async with self._lock:  # the extent stays where it is
+            owner = self._shares.extents.get(extent_id)
+            if owner is None:
+                return "The extent is not a LUN of any target."
+            answer: Work | str | None = await self._ask(
+                self._members[owner], "sanitize", extent_id, method, passes
+            )
+            return answer if answer is not None else "Its worker process does not answer; try again later."
 
     async def look_again(self, path: str = "") -> None:
         """See ``Engine.look_again``: a medium may take its time to answer."""

@@ -255,6 +255,7 @@ SERVICES: dict[str, Callable[..., Awaitable[Any]]] = {
             "luns",
             "negotiate",
             "reset_lun",
+            "sanitize",
             "sessions",
         )
     },

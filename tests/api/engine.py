@@ -14,6 +14,7 @@ from targetd.interface import (
     ServiceState,
     SessionStatus,
     Statistics,
+    Work,
 )
 from targetd.model import ConfigError, Configuration, fresh, validate
 
@@ -27,6 +28,7 @@ class MemoryEngine:
         """Edits that changed something."""
         self.discarded: set[int] = set()
         self.cloned: list[int] = []
+        self.sanitized: list[tuple[int, str, int]] = []
         self.faults: dict[int, str] = {}
         self.absent: dict[int, str] = {}
         self.open_sessions: dict[int, SessionStatus] = {}
@@ -59,6 +61,10 @@ class MemoryEngine:
             if clone_of is not None:
                 self.cloned.append(clone_of)
             return after
+
+    async def sanitize(self, extent_id: int, method: str, passes: int = 1) -> Work | str:
+        self.sanitized.append((extent_id, method, passes))
+        return self.faults.get(extent_id) or Work("sanitize", extent_id, "name", 0, 1 << 20)
 
     async def look_again(self, path: str = "") -> None:
         self.looked_at.append(path)

@@ -130,6 +130,47 @@ def test_work_that_takes_its_time_is_listed(busy: Daemon) -> None:
         client.logout()
 
 
+def test_an_administrator_sanitizes_an_extent_that_nobody_uses(busy: Daemon) -> None:
+    """SBC-3 §4.11: whoever logs in meanwhile is told 04h/1Bh; afterwards nothing that was there is there."""
+    disk = busy.create_disk("erased", "16MB")
+    other = busy.create_disk("kept", "16MB")
+    before = bytes(range(256)) * 16
+    write, read = bytes.fromhex("2a000000000000000800"), bytes.fromhex("28000000000000000800")
+    asked = ("extent", "sanitize", "erased", "--yes", "--json", "--method")
+    with SocketInitiator((HOST, busy.portal_port)) as client:
+        client.login(disk.iqn, CLIENT)
+        client.command(bytes(6))
+        assert client.command(write, before).good
+        ctl(busy, *asked, "overwrite").refused(f"in use by {CLIENT}")
+        assert client.command(read, read=4096).data == before
+        client.logout()
+    with SocketInitiator((HOST, busy.portal_port)) as client:
+        client.login(other.iqn, CLIENT)
+        client.command(bytes(6))
+        assert client.command(write, before).good
+        ctl(busy, *asked, "shred").refused("--method", "overwrite")
+        ctl(busy, *asked, "block erase", "--passes", "2").refused("--passes")
+        begun = json.loads(ctl(busy, *asked, "overwrite").ok())
+        assert (begun["kind"], begun["extent"], begun["total"]) == ("sanitize", "erased", 16 << 20)
+        ctl(busy, *asked, "block erase").refused("being sanitized")
+        # An OVERWRITE lasts eight seconds at least.
+        with SocketInitiator((HOST, busy.portal_port)) as meanwhile:
+            meanwhile.login(disk.iqn, CLIENT)
+            meanwhile.command(bytes(6))
+            refused = meanwhile.command(read, read=4096)
+            assert not refused.good
+            assert refused.additional_sense == (0x04, 0x1B)
+            meanwhile.logout()
+        assert client.command(read, read=4096).data == before, "another extent is left alone"
+        on_a_terminal(busy, "work")  # until it is done
+        client.logout()
+    with SocketInitiator((HOST, busy.portal_port)) as client:
+        client.login(disk.iqn, CLIENT)
+        client.command(bytes(6))
+        assert client.command(read, read=4096).data == bytes(4096)
+        client.logout()
+
+
 def test_an_extent_is_allocated_on_a_terminal_and_cloned_where_blocks_are_shared(busy: Daemon) -> None:
     path = busy.extent_root / "full.img"
     shown = on_a_terminal(
