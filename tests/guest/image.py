@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +25,7 @@ TOOLS: Final = (KERNEL, "mmdebstrap", "unshare", "ip")
 BUILD_LIMIT_S: Final = 900.0
 DEFAULT_SUITE: Final = "bookworm"
 UNUSED_S: Final = 14 * 86400
-"""After this long without use a root is removed."""
+"""After this long without use what is kept is removed."""
 
 PACKAGES: Final = (
     "busybox-static",
@@ -42,11 +43,14 @@ PACKAGES: Final = (
     "open-iscsi",
     "procps",
     "python3",
+    "python3-crc32c",
     "sg3-utils",
     "udev",
     "util-linux",
     "xfsprogs",
+    "zfsutils-linux",
 )
+COMPONENTS: Final = "main,contrib"
 
 PC_KERNEL: Final = r"""
 set -eu
@@ -131,34 +135,47 @@ def _kernel_release() -> str:
     ).stdout.strip()
 
 
-def _make(directory: Path, release: str) -> None:
-    """mmdebstrap, the kernel's modules, and the stub."""
-    command = [
-        "mmdebstrap",
-        "--quiet",
-        "--mode=root",
-        "--variant=minbase",
-        "--aptopt=Apt::Install-Recommends false",
-        "--dpkgopt=force-unsafe-io",
-        *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
-        f"--include={','.join(PACKAGES)}",
-        f"--customize-hook={PC_KERNEL}",
-        suite(),
-        str(directory),
-    ]
+def bootstrap(directory: Path, packages: Sequence[str], hook: str, limit_s: float = BUILD_LIMIT_S) -> str:
+    """Make a Debian root of these packages by mmdebstrap; ``hook`` is the last step, and gets the directory.
+
+    Returns:
+        What mmdebstrap and the hook printed.
+
+    Raises:
+        UnavailableError: it could not be made.
+    """
     made = subprocess.run(
-        command,
+        [
+            "mmdebstrap",
+            "--quiet",
+            "--mode=root",
+            "--variant=minbase",
+            f"--components={COMPONENTS}",
+            "--aptopt=Apt::Install-Recommends false",
+            "--dpkgopt=force-unsafe-io",
+            *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
+            f"--include={','.join(packages)}",
+            f"--customize-hook={hook}",
+            suite(),
+            str(directory),
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        timeout=BUILD_LIMIT_S,
+        timeout=limit_s,
         check=False,
         umask=0o022,
     )
     if made.returncode != 0:
         raise UnavailableError(f"mmdebstrap could not make a root: {made.stdout[-2000:]}")
+    return made.stdout
+
+
+def _make(directory: Path, release: str) -> None:
+    """mmdebstrap, the kernel's modules, and the stub."""
+    bootstrap(directory, PACKAGES, PC_KERNEL)
     # usr/lib/modules: the root is merged, and lib is a link in it.
     shutil.copytree(MODULES / release, directory / "usr/lib/modules" / release, symlinks=True)
     subprocess.run(["chroot", str(directory), "depmod", release], check=True, timeout=60)
@@ -169,25 +186,34 @@ def _make(directory: Path, release: str) -> None:
     stub.chmod(0o755)
 
 
-def root() -> Path:
-    """The guest's root directory, made now if it is not there. Raises UnavailableError."""
-    require_host()
-    release = _kernel_release()
-    made_from = "\n".join([suite(), release, STUB, PC_KERNEL, *PACKAGES, *LEFT_OUT])
+def kept(kind: str, made_from: str, make: Callable[[Path], None]) -> Path:
+    """The directory of that kind that was made from that, made now by ``make`` if it is not there.
+
+    Args:
+        make: makes the directory that it is given; what it raises is passed on, and nothing is left.
+    """
     cache = cache_dir()
     cache.mkdir(parents=True, exist_ok=True)
-    wanted = cache / f"root-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
-    with (cache / "lock").open("w") as lock:
+    wanted = cache / f"{kind}-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
+    with (cache / f"lock-{kind}").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not wanted.is_dir():
-            making = cache / f"root-{os.getpid()}.making"
+            making = cache / f"{kind}-{os.getpid()}.making"
             try:
-                _make(making, release)
+                make(making)
                 making.rename(wanted)
             finally:
                 shutil.rmtree(making, ignore_errors=True)
         os.utime(wanted)
-        for old in cache.glob("root-*"):
+        for old in cache.glob(f"{kind}-*"):
             if old.stat().st_mtime < time.time() - UNUSED_S:
                 shutil.rmtree(old)
     return wanted
+
+
+def root() -> Path:
+    """The guest's root directory, made now if it is not there. Raises UnavailableError."""
+    require_host()
+    release = _kernel_release()
+    made_from = "\n".join([suite(), COMPONENTS, release, STUB, PC_KERNEL, *PACKAGES, *LEFT_OUT])
+    return kept("root", made_from, lambda directory: _make(directory, release))

@@ -1,43 +1,35 @@
-"""User-mode Linux as a process: started on a root, its console kept, ended when asked."""
+"""A guest as a process: started on a root, its console kept, ended when asked.
+
+User-mode Linux boots in seconds and does nearly everything. What needs a kernel of another kind has an
+emulated PC, several times slower; it finds the host's files, and its root among them, by virtiofs.
+"""
 
 import os
 import signal
+import socket
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from tests.guest.image import KERNEL, ROOT
+from tests.guest.pc import QEMU
 from tests.guest.wires import CONTROL, CONTROL_PORT, WIRES
 
 MEMORY: Final = "768M"
+PC_MEMORY: Final = "1G"
+VIRTIOFSD: Final = "/usr/lib/qemu/virtiofsd"
 STOP_LIMIT_S: Final = 20.0
 
 
 class Machine:
     """One guest. It ends by itself when its agent has run."""
 
-    def __init__(self, root: Path, console: Path, options: Sequence[str] = ()) -> None:
+    def __init__(self, command: Sequence[str], console: Path) -> None:
+        """What ``command`` prints goes to the file ``console``."""
+        self.command = command
         self.console = console
-        networks = [f"eth{number}=tuntap,{wire.device}" for number, wire in enumerate(WIRES)]
-        self.command = [
-            KERNEL,
-            f"mem={MEMORY}",
-            "rootfstype=hostfs",
-            f"rootflags={root}",
-            "root=/dev/root",
-            "ro",
-            "init=/sbin/guest-init",
-            "con=null",
-            "con0=null,fd:1",
-            "quiet",
-            *networks,
-            *options,
-            "--",
-            str(ROOT),
-            f"{CONTROL.address}:{CONTROL_PORT}",
-        ]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -77,3 +69,73 @@ class Machine:
 
     def console_tail(self, lines: int = 40) -> str:
         return "\n".join(self.console.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+class UserModeLinux(Machine):
+    """Linux as a program of the host."""
+
+    def __init__(self, root: Path, console: Path, options: Sequence[str] = ()) -> None:
+        networks = [f"eth{number}=tuntap,{wire.device}" for number, wire in enumerate(WIRES)]
+        command = [
+            KERNEL,
+            f"mem={MEMORY}",
+            "rootfstype=hostfs",
+            f"rootflags={root}",
+            "root=/dev/root",
+            "ro",
+            "init=/sbin/guest-init",
+            "con=null",
+            "con0=null,fd:1",
+            "quiet",
+            *networks,
+            *options,
+            "--",
+            str(ROOT),
+            f"{CONTROL.address}:{CONTROL_PORT}",
+        ]
+        super().__init__(command, console)
+
+
+class EmulatedPc(Machine):
+    """``qemu-system-x86_64`` with a kernel that ``zfs.built`` has made."""
+
+    def __init__(self, root: Path, built: Path, console: Path, disks: Mapping[str, Path]) -> None:
+        """``disks``: serial number → raw image; the guest finds them below /dev/disk/by-id."""
+        self._files = console.with_suffix(".virtiofs")
+        given = (root, built / "modules", ROOT, f"{CONTROL.address}:{CONTROL_PORT}")
+        words = " ".join(f'"{word}"' for word in given)
+        command = [
+            *(QEMU, "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", PC_MEMORY),
+            *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
+            # virtiofsd reads and writes the guest's memory.
+            *("-object", f"memory-backend-memfd,id=memory,size={PC_MEMORY},share=on"),
+            *("-machine", "memory-backend=memory"),
+            *("-chardev", f"socket,id=files,path={self._files}"),
+            *("-device", "vhost-user-fs-pci,chardev=files,tag=host"),
+            *("-kernel", str(built / "vmlinuz"), "-initrd", str(built / "initramfs")),
+            "-append",
+            f"console=ttyS0 quiet net.ifnames=0 panic=-1 -- {words}",
+        ]
+        for number, wire in enumerate(WIRES):
+            command += ["-netdev", f"tap,id=net{number},ifname={wire.device},script=no,downscript=no"]
+            command += ["-device", f"virtio-net-pci,netdev=net{number}"]
+        for serial, image in disks.items():
+            command += ["-drive", f"id={serial},file={image},format=raw,if=none,discard=unmap,cache=unsafe"]
+            command += ["-device", f"virtio-blk-pci,drive={serial},serial={serial}"]
+        super().__init__(command, console)
+
+    def start(self) -> None:
+        """The server of its files first; that ends with the machine's connection."""
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(self._files))
+            listener.listen()
+            with self.console.with_suffix(".virtiofsd.log").open("wb") as log:
+                subprocess.Popen(
+                    [VIRTIOFSD, f"--fd={listener.fileno()}", "-o", "source=/,cache=always,sandbox=chroot"],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(listener.fileno(),),
+                    start_new_session=True,
+                )
+        super().start()

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from tests.faults.kit import Lun
 from tests.faults.ledger import BLOCKS, Ledger, write_until_cut
-from tests.guest.machine import Machine
+from tests.guest.machine import Machine, UserModeLinux
 from tests.guest.stage import make_wires, serve
 from tests.guest.subjects import UnsupportedError, python
 from tests.guest.wires import GUEST_PORTAL
@@ -72,7 +72,7 @@ class Machines:
         self._serves = False
         self._told.clear()
         ubd = [f"ubd{number}={disk}" for number, disk in enumerate(self.disk_files)]
-        machine = Machine(self.root, self.directory / f"console{self.starts}.log", ubd)
+        machine = UserModeLinux(self.root, self.directory / f"console{self.starts}.log", ubd)
         machine.start()
         machine.on_end(self._told)
         self._told.wait(LIMIT_S)

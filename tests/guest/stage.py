@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from tests.guest import pc
-from tests.guest.machine import Machine
+from tests.guest.machine import EmulatedPc, Machine, UserModeLinux
 from tests.guest.subjects import SUBJECTS, Ours, Tgt, UnsupportedError
+from tests.guest.table import part_of
 from tests.guest.wires import CONTROL, CONTROL_PORT, SAN, WIRES
 
 ENDED_CLEANLY: Final = "target_ended_cleanly"
@@ -124,11 +125,25 @@ def serve(stage: Answers) -> socketserver.ThreadingTCPServer:
     return server
 
 
+def make_machine(root: Path, pc: Path | None, directory: Path, part: str) -> Machine:
+    """The machine that the part runs in; its disks, where it has some, are made empty."""
+    console = directory / "console.log"
+    if pc is None:
+        return UserModeLinux(root, console)
+    disks = {}
+    for serial, size in part_of(part).DISKS.items():
+        disks[serial] = directory / f"{serial}.img"
+        with disks[serial].open("wb") as file:
+            file.truncate(size)
+    return EmulatedPc(root, pc, console, disks)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part")
     parser.add_argument("--directory", type=Path, required=True, help="for state, extents and logs")
     parser.add_argument("--root", type=Path, required=True, help="of the guest")
+    parser.add_argument("--pc", type=Path, help="what zfs.built has made: the part runs in an emulated PC")
     parser.add_argument("--checks", required=True, help="names, separated by commas")
     parser.add_argument("--subject", choices=sorted(SUBJECTS), default="ours")
     given = parser.parse_args()
@@ -136,7 +151,7 @@ def main() -> None:
     subject = SUBJECTS[given.subject](given.directory)
     checks = [name for name in given.checks.split(",") if name]
     stage = Stage(given.part, checks, subject, given.directory)
-    machine = Machine(given.root, given.directory / "console.log")
+    machine = make_machine(given.root, given.pc, given.directory, given.part)
     try:
         subject.start()
         serve(stage)

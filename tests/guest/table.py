@@ -3,7 +3,7 @@
 import importlib
 from types import ModuleType
 
-from tests.guest.inside.checks import PARTS, Check, checks_of
+from tests.guest.inside.checks import PARTS, PC_PARTS, Check, checks_of
 
 
 def part_of(name: str) -> ModuleType:
@@ -21,7 +21,7 @@ def heading(name: str) -> str:
 
 
 def main() -> None:
-    for name in PARTS:
+    for name in (*PARTS, *PC_PARTS):
         print(f"{heading(name)}\n\n| check | what it covers | tgt |\n| --- | --- | --- |")
         for check in checks_of(part_of(name)):
             print(f"{row(check)} |")

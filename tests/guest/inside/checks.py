@@ -12,6 +12,8 @@ from typing import Final
 
 PARTS: Final = ("login", "disks", "live", "paths", "own_daemon", "boot")
 """Modules of this package that hold checks; one guest is booted for each."""
+PC_PARTS: Final = ("zfs",)
+"""Those that need an emulated PC; ``test_zfs.py`` runs them last."""
 LIMIT_S: Final = 400
 """For any check, on a machine that has much else to do: it ends what hangs."""
 SETTLE_LIMIT_S: Final = 200

@@ -5,6 +5,7 @@ It runs as it does on the host: the host's interpreter and libraries, which the 
 mounted there.
 """
 
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +23,9 @@ def mount_host() -> None:
     """The host's files, read-only, with the guest's own devices; once for each guest."""
     if Path("/host/usr").exists():
         return
-    run("mount", "-t", "hostfs", "-o", "ro", "none", HOST_ROOT)
+    hostfs = "hostfs" in Path("/proc/filesystems").read_text()  # user-mode Linux has it, a PC its like
+    kind, source = ("hostfs", "none") if hostfs else ("virtiofs", "host")
+    run("mount", "-t", kind, "-o", "ro", source, HOST_ROOT)
     for place in SHARED:
         run("mount", "--rbind", place, HOST_ROOT / place[1:])
 
@@ -30,8 +33,10 @@ def mount_host() -> None:
 class LocalDaemon(Daemon):
     """The daemon as a process of the guest; state and extents are below a directory of ``/run``."""
 
-    def __init__(self, directory: Path = PLACE, portal: str = PORTAL) -> None:
+    def __init__(self, directory: Path = PLACE, portal: str = PORTAL, programs: Path | None = None) -> None:
+        """``programs``: a directory below /run with commands that the host does not have."""
         self._portal = portal
+        self._programs = programs
         directory.mkdir(parents=True, exist_ok=True)
         super().__init__(directory, portal_port=int(portal.rpartition(":")[2]), api_port=8260)
         self._python: dict[str, str] | None = None
@@ -44,9 +49,11 @@ class LocalDaemon(Daemon):
         if self._python is None:
             self._python = host.ask("python")
             mount_host()
-        path = f"PYTHONPATH={self._python['root']}"
+        variables = [f"PYTHONPATH={self._python['root']}"]
+        if self._programs is not None:
+            variables.append(f"PATH={self._programs}:{os.environ['PATH']}")
         inside = ["-m", "targetd", *self.arguments()]
-        return ["chroot", str(HOST_ROOT), "env", path, self._python["executable"], *inside]
+        return ["chroot", str(HOST_ROOT), "env", *variables, self._python["executable"], *inside]
 
     def device_disk(self, name: str, node: str, **extent: Any) -> Disk:
         """A target with one LUN over a block device."""
