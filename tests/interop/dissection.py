@@ -7,6 +7,12 @@ from pathlib import Path
 
 DISSECTION_LIMIT_S = 600.0
 
+_ALLOCATION = ("scsi.cdb.alloclen", "scsi.cdb.alloclen16", "scsi.cdb.alloclen32", "scsi_sbc.alloclen32")
+_KNOWN = "!(scsi.mode.spc.subpagecode == 2)"
+"""Logical Block Provisioning, 1Ch/02h (SBC-3 §6.4): the dissector (4.0) reads it as the page 1Ch/00h."""
+_MISREAD = ("Inquiry", "Service Action In", "Mode Sense", "Persistent Reserve In")
+"""Commands with descriptors, as the dissector calls them."""
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -43,23 +49,22 @@ class Capture:
     def complaints(self) -> list[list[str]]:
         """Malformed PDUs and expert errors in what came from portals: frame, message, summary."""
         bad = self.dissect(
-            f'{self.sent} && (_ws.malformed || _ws.expert.severity == "Error")',
+            f'{self.sent} && {_KNOWN} && (_ws.malformed || _ws.expert.severity == "Error")',
             "frame.number",
             "_ws.expert.message",
             "_ws.col.Info",
         )
-        cut = self._truncated_inquiry_data() if bad else set()
-        return [row for row in bad if not (row[0] in cut and "Inquiry" in row[2])]
+        cut = self._cut_replies() if bad else set()
+        return [row for row in bad if not (row[0] in cut and any(name in row[2] for name in _MISREAD))]
 
-    def _truncated_inquiry_data(self) -> set[str]:
-        """Numbers of frames whose INQUIRY data ends where the allocation length cut it, as SPC-4 §4.3.5.6
-        wants.
+    def _cut_replies(self) -> set[str]:
+        """Numbers of frames whose data ends where the allocation length cut it, as SPC-4 §4.3.5.6 wants.
 
-        The dissector (4.0) reads on past the end of a designator that was cut and then calls it malformed.
+        The dissector (4.0) reads on past the end of a descriptor that was cut and then calls it malformed.
         """
         allocated = {
-            frame: lengths.split(",")
-            for frame, lengths in self.dissect("scsi.cdb.alloclen16", "frame.number", "scsi.cdb.alloclen16")
+            frame: {length for column in columns for length in column.split(",") if length}
+            for frame, *columns in self.dissect(" || ".join(_ALLOCATION), "frame.number", *_ALLOCATION)
         }
         return {
             frame
@@ -69,7 +74,5 @@ class Capture:
                 "iscsi.datasegmentlength",
                 "scsi.request_frame",
             )
-            if any(
-                set(allocated.get(request, ())) & set(lengths.split(",")) for request in requests.split(",")
-            )
+            if any(allocated.get(request, set()) & set(lengths.split(",")) for request in requests.split(","))
         }
