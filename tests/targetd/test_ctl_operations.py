@@ -132,7 +132,7 @@ def test_work_that_takes_its_time_is_listed(busy: Daemon) -> None:
 
 def test_an_administrator_sanitizes_an_extent_that_nobody_uses(busy: Daemon) -> None:
     """SBC-3 §4.11: whoever logs in meanwhile is told 04h/1Bh; afterwards nothing that was there is there."""
-    disk = busy.create_disk("erased", "16MB")
+    disk = busy.create_disk("erased", "64MB")
     other = busy.create_disk("kept", "16MB")
     before = bytes(range(256)) * 16
     write, read = bytes.fromhex("2a000000000000000800"), bytes.fromhex("28000000000000000800")
@@ -151,7 +151,7 @@ def test_an_administrator_sanitizes_an_extent_that_nobody_uses(busy: Daemon) -> 
         ctl(busy, *asked, "shred").refused("--method", "overwrite")
         ctl(busy, *asked, "block erase", "--passes", "2").refused("--passes")
         begun = json.loads(ctl(busy, *asked, "overwrite").ok())
-        assert (begun["kind"], begun["extent"], begun["total"]) == ("sanitize", "erased", 16 << 20)
+        assert (begun["kind"], begun["extent"], begun["total"]) == ("sanitize", "erased", 64 << 20)
         ctl(busy, *asked, "block erase").refused("being sanitized")
         # An OVERWRITE lasts eight seconds at least.
         with SocketInitiator((HOST, busy.portal_port)) as meanwhile:
@@ -169,6 +169,36 @@ def test_an_administrator_sanitizes_an_extent_that_nobody_uses(busy: Daemon) -> 
         client.command(bytes(6))
         assert client.command(read, read=4096).data == bytes(4096)
         client.logout()
+
+
+def test_an_extent_of_a_worker_is_sanitized_there_and_one_that_is_no_lun_is_not(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, ["--workers", "2"])
+    path = "services/iscsi/extent/{}/sanitize/"
+    try:
+        daemon.start()
+        for name in ("one", "two"):
+            daemon.create_disk(name, "16MB")
+            with (daemon.extent_root / f"{name}.img").open("r+b") as file:
+                file.write(b"secret")
+        for extent in daemon.expect(200, "GET", "services/iscsi/extent/"):
+            begun = daemon.expect(202, "POST", path.format(extent["id"]), {"method": "overwrite"})
+            assert begun["extent_id"] == extent["id"]
+        on_a_terminal(daemon, "work")
+        for name in ("one", "two"):
+            assert (daemon.extent_root / f"{name}.img").read_bytes() == bytes(16 << 20)
+        alone = daemon.create(
+            "extent",
+            iscsi_target_extent_name="alone",
+            iscsi_target_extent_type="File",
+            iscsi_target_extent_path=str(daemon.extent_root / "alone.img"),
+            iscsi_target_extent_filesize="1MB",
+        )
+        refused = daemon.expect(409, "POST", path.format(alone["id"]), {"method": "block erase"})
+        assert refused == {"__all__": ["The extent is not a LUN of any target."]}
+        assert set(daemon.expect(409, "POST", path.format(alone["id"]), {})) == {"method"}
+        daemon.expect(404, "POST", path.format(99), {"method": "block erase"})
+    finally:
+        daemon.kill9()
 
 
 def test_an_extent_is_allocated_on_a_terminal_and_cloned_where_blocks_are_shared(busy: Daemon) -> None:
