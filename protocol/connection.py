@@ -86,6 +86,7 @@ _DATA_IN = DataInHeader.LAYOUT.pack
 _RESPONSE = ScsiResponse.LAYOUT.pack
 _COMMAND = ScsiCommand.LAYOUT.unpack_from
 _TAG = Struct("!I").unpack_from
+_EXP_STAT_SN_AT = 28
 
 
 class Phase(IntEnum):
@@ -217,6 +218,12 @@ class Connection:
             self.framer.received_in_target(count)
         except ProtocolViolation as violation:
             self._violated(violation)
+
+    def was_alone(self, view: memoryview) -> bool:
+        """Whether the initiator had nothing else under way when it sent the PDU at the start of ``view``,
+        which was answered since: its ExpStatSN (RFC 7143 §11.3) is the StatSN of that answer."""
+        exp_stat_sn: int = _TAG(view, _EXP_STAT_SN_AT)[0]
+        return (exp_stat_sn + 1) & _MASK == self.stat_sn
 
     def take_events(self) -> list[object]:
         """The events since the last call."""

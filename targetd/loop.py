@@ -6,13 +6,24 @@ iSCSI connections are known to the selector itself, which calls straight when th
 waits again as long as that is all there is; all else (the API, timers, listeners, workers' results) goes
 the stock way.
 
+Asking again before sleeping
+----------------------------
+To sleep and be woken costs more than a small command: in a virtual machine a core that has nothing to do is
+left to the host, and comes back by an interrupt. Who works at depth 1 pays that with each command. So after
+the answer to a lone command epoll is asked again for up to ``LONGEST_S`` before sleeping, as KVM's halt_poll
+and Linux' haltpoll do, and by their rule (``Patience``): as long as that has been worth it. Measured on two
+cores with nothing else to do: p50 of 4 KiB reads at depth 1 60 → 25 µs, of writes 62 → 37, at the same CPU a
+command. At depth 32 it would make smaller batches, so it is for who had nothing else under way.
+
 Rules for what is called: it must not block, and its exceptions are its own: one that gets out is a bug,
-logged, and that descriptor is no longer served.
+logged, and that descriptor is no longer served. ``on_readable`` returns whether its peer is likely to be
+heard again at once: it had one thing to say, and was answered.
 """
 
 import asyncio
 import logging
 import math
+import os
 import select
 import selectors
 import time
@@ -40,8 +51,43 @@ its accept to its end: a flood of them delays the others by twice that, where wi
 thousand may be ready at once."""
 
 
+LONGEST_S = 50e-6
+"""How long epoll is asked again at most before sleeping."""
+SHORTEST_S = 10e-6
+PREEMPTED_S = 100e-6
+"""Between two questions, which take 1 µs: others need this core."""
+REST_S = 0.1
+"""How long it is theirs then."""
+
+
 def _nothing() -> None:
     """Is never called."""
+
+
+class Patience:
+    """How long to ask again before sleeping. Times in seconds; knows no clock."""
+
+    __slots__ = ("_longest", "_rests_until", "window")
+
+    def __init__(self, cores: int) -> None:
+        """``cores``: that this process may use; on one alone, the peer cannot answer while we ask."""
+        self.window = 0.0
+        """How long to ask now; 0 = not at all."""
+        self._longest = LONGEST_S if cores > 1 else 0.0
+        self._rests_until = 0.0
+
+    def waited(self, waited: float, now: float) -> None:
+        """It had to sleep: an answer took so long. Longer than we would ever ask: not worth it; else ask
+        longer the next time."""
+        if waited > self._longest or now < self._rests_until:
+            self.window = 0.0
+        elif waited > self.window:
+            self.window = min(self._longest, 2 * self.window or SHORTEST_S)
+
+    def preempted(self, now: float) -> None:
+        """There are more that want to run than cores."""
+        self.window = 0.0
+        self._rests_until = now + REST_S
 
 
 class _Served:
@@ -50,7 +96,7 @@ class _Served:
     __slots__ = ("epoll", "mask", "on_readable", "on_writable")
 
     def __init__(
-        self, epoll: select.epoll, on_readable: Callable[[], None], on_writable: Callable[[], None]
+        self, epoll: select.epoll, on_readable: Callable[[], object], on_writable: Callable[[], None]
     ) -> None:
         self.epoll = epoll
         self.mask = _IN
@@ -68,6 +114,7 @@ class _Selector(selectors.BaseSelector):
         self._newcomers = select.epoll()
         self._served[self._newcomers.fileno()] = _Served(self._epoll, self._serve_newcomers, _nothing)
         self._epoll.register(self._newcomers.fileno(), _IN)
+        self._patience = Patience(len(os.sched_getaffinity(0)))
         self.interrupted = False
         """Something was scheduled since ``select`` began."""
 
@@ -118,9 +165,13 @@ class _Selector(selectors.BaseSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Serve connections until there is something for the rest of the loop: a stock descriptor, a timer
         that is due, or a callback that was scheduled meanwhile."""
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        patience, monotonic = self._patience, time.monotonic
+        now = monotonic()
+        deadline = math.inf if timeout is None else now + timeout
         ready: list[tuple[selectors.SelectorKey, int]] = []
         self.interrupted = False
+        soon = False
+        """Somebody is likely to be heard at once."""
         while True:
             if timeout is None:
                 wait = -1.0
@@ -129,19 +180,43 @@ class _Selector(selectors.BaseSelector):
             else:
                 wait = 0.0
             try:
-                found = self._epoll.poll(wait, AT_ONCE)
+                found = self._ask_again(now) if soon and patience.window else []
+                if not found:
+                    found = self._epoll.poll(wait, AT_ONCE)
+                    if soon:
+                        woken = monotonic()
+                        patience.waited(woken - now, woken)
             except InterruptedError:
                 return ready
+            soon = False
             for fd, mask in found:
-                self._serve(fd, mask, ready)
+                if self._serve(fd, mask, ready):
+                    soon = True
             if ready or self.interrupted or not found:
                 return ready
+            now = monotonic()
             if timeout is not None:
-                timeout = deadline - time.monotonic()
+                timeout = deadline - now
                 if timeout <= 0:
                     return ready
 
-    def _serve(self, fd: int, mask: int, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+    def _ask_again(self, now: float) -> list[tuple[int, int]]:
+        """Who has something within the window."""
+        poll, monotonic = self._epoll.poll, time.monotonic
+        until = now + self._patience.window
+        while True:
+            found = poll(0, AT_ONCE)
+            if found:
+                return found
+            before, now = now, monotonic()
+            if now >= until:
+                if now - before > PREEMPTED_S:
+                    self._patience.preempted(now)
+                return found
+
+    def _serve(self, fd: int, mask: int, ready: list[tuple[selectors.SelectorKey, int]]) -> object:
+        """Returns what ``on_readable`` did."""
+        soon: object = False
         entry = self._served.get(fd)
         if entry is None:
             key = self._keys.get(fd)
@@ -150,15 +225,16 @@ class _Selector(selectors.BaseSelector):
                     selectors.EVENT_READ if mask & ~_OUT else 0
                 )
                 ready.append((key, events & key.events))
-            return
+            return soon
         try:
             if mask & ~_OUT:
-                entry.on_readable()
+                soon = entry.on_readable()
             if mask & _OUT and self._served.get(fd) is entry and entry.mask & _OUT:
                 entry.on_writable()
         except Exception:
             log.exception("a connection's handler failed; the connection is no longer served")
             self.forget(fd)
+        return soon
 
     def _serve_newcomers(self) -> None:
         for fd, mask in self._newcomers.poll(0, NEWCOMERS_AT_ONCE):
@@ -166,7 +242,7 @@ class _Selector(selectors.BaseSelector):
 
     # -- the kind that is served here ---------------------------------------------------------
 
-    def serve(self, fd: int, on_readable: Callable[[], None], on_writable: Callable[[], None]) -> None:
+    def serve(self, fd: int, on_readable: Callable[[], object], on_writable: Callable[[], None]) -> None:
         self._served[fd] = _Served(self._newcomers, on_readable, on_writable)
         self._newcomers.register(fd, _IN)
 
@@ -221,7 +297,7 @@ class Loop(asyncio.SelectorEventLoop):
         self._data.interrupted = True
         return super().call_at(when, callback, *args, context=context)
 
-    def serve(self, fd: int, on_readable: Callable[[], None], on_writable: Callable[[], None]) -> None:
+    def serve(self, fd: int, on_readable: Callable[[], object], on_writable: Callable[[], None]) -> None:
         """Call ``on_readable`` whenever ``fd`` has something (data, its end, an error). It is a newcomer:
         while many of them have something, the others come first."""
         self._data.serve(fd, on_readable, on_writable)

@@ -46,6 +46,10 @@ log = logging.getLogger("targetd.iscsi")
 TURN = 512 * 1024
 """Bytes received from one connection before the others get their turn."""
 
+LONE = 96 + 4096
+"""Bytes of a wake-up that may be all of what an initiator at depth 1 has to say: a command with digests and
+with 4 KiB of data."""
+
 HIGH_WATER = 4 * 1024 * 1024
 """Bytes that may wait for a peer that does not read, before we stop reading from it."""
 
@@ -186,14 +190,19 @@ class Channel:
             self.server.view, self.portal_id, split_address(self.peer)[0], local_host, local_port
         )
 
-    def readable(self) -> None:
-        """Bytes have come: one turn of this connection."""
+    def readable(self) -> bool:
+        """Bytes have come: one turn of this connection.
+
+        Returns:
+            Whether that was one command, which is answered: the next may be here at once (``targetd.loop``).
+        """
         server = self.server
         connection = self.connection
         target = connection.framer.receive_target()
         count = self._receive(server.receive_buffer, target)
         if not count:
-            return
+            return False
+        lone = count <= LONE
         now = monotonic()
         if target is not None:
             home = min(count, len(target))
@@ -210,6 +219,10 @@ class Channel:
             self._measure(now)
         if server.sessions.stirred:
             server.flush_stirred()
+        session = connection.session
+        return (
+            lone and session is not None and not session.tasks and connection.was_alone(server.receive_buffer)
+        )
 
     def _receive(self, view: memoryview, target: memoryview | None = None) -> int:
         """Receive into ``view``, or first into ``target`` (the rest of a long data segment goes where it

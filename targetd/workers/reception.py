@@ -100,32 +100,32 @@ class LoginChannel(Channel):
     def authorizer(self) -> Authorizer:
         return _Gate(super().authorizer(), self._obstacle)
 
-    def readable(self) -> None:
+    def readable(self) -> bool:
         connection = self.connection
         if connection.phase != Phase.LOGIN:
             self.received.clear()
-            super().readable()
-            return
+            return super().readable()
         server = self.server
         view = server.receive_buffer[:TURN]
         count = self._receive(view)
         if not count:
-            return
+            return False
         self.received += view[:count]
         if self.handed:
-            return
+            return False
         try:
             connection.receive_data(view[:count], server.loop.time())
         except HandOver as error:
             self.handed = True
             server.loop.want(self.fd, read=False, write=False)
             self._hand_over(self, error.target_id)
-            return
+            return False
         self.answered += sum(map(len, connection.out))
         self.carry_out()
         self.flush()
         if server.sessions.stirred:
             server.flush_stirred()
+        return False
 
     def leave(self) -> int:
         """The connection goes elsewhere; its descriptor, which is the caller's from now on."""

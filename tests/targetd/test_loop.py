@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from targetd.loop import NEWCOMERS_AT_ONCE, Loop
+from targetd.loop import AT_ONCE, LONGEST_S, NEWCOMERS_AT_ONCE, REST_S, Loop, Patience
 
 
 @pytest.fixture
@@ -154,3 +154,103 @@ def test_a_crowd_of_newcomers_does_not_hold_up_one_that_is_at_work(loop: Loop) -
     assert longest <= NEWCOMERS_AT_ONCE
     for sock in (working, client, *(sock for pair in newcomers for sock in pair)):
         sock.close()
+
+
+def test_a_crowd_at_work_does_not_hold_up_a_callback_or_another_descriptor(loop: Loop) -> None:
+    """Two hundred connections always have something. A callback runs when at most ``AT_ONCE`` more of them
+    were served, and a descriptor of the API when each of them was served once more, and the rest of the
+    batches in which it came and was found."""
+    crowd = [socket.socketpair() for _ in range(200)]
+    stock, client = socket.socketpair()
+    served = 0
+    marks: dict[str, int] = {}
+    over = loop.create_future()
+
+    def mark(what: str) -> None:
+        marks[what] = served
+        if len(marks) == 4:
+            over.set_result(None)
+
+    def at_work(sock: socket.socket) -> None:  # nothing is taken out, so it has something again
+        nonlocal served
+        served += 1
+        if served == 300:
+            mark("asked")
+            loop.call_soon(mark, "callback")
+            client.send(b"x")
+        elif served == 1000:
+            mark("end")
+
+    def api() -> None:
+        loop.remove_reader(stock)
+        mark("api")
+
+    loop.add_reader(stock, api)
+    for ours, theirs in crowd:
+        loop.serve(ours.fileno(), partial(at_work, ours), lambda: None)
+        loop.promote(ours.fileno())
+        theirs.send(b"x")
+    loop.run_until_complete(asyncio.wait_for(over, 30))
+    assert marks["callback"] - marks["asked"] <= AT_ONCE
+    assert marks["api"] - marks["asked"] <= len(crowd) + 2 * AT_ONCE
+    for ours, theirs in crowd:
+        loop.forget(ours.fileno())
+        ours.close()
+        theirs.close()
+    stock.close()
+    client.close()
+
+
+def test_asking_again_goes_on_while_answers_come_soon() -> None:
+    """KVM's rule: longer after an answer that came soon, not at all after one that did not."""
+    patience = Patience(cores=2)
+    assert patience.window == 0
+    for _ in range(5):
+        patience.waited(LONGEST_S * 0.9, now=1)
+    assert patience.window == LONGEST_S
+    patience.waited(LONGEST_S * 1.1, now=1)
+    assert patience.window == 0
+
+
+def test_asking_again_rests_where_others_need_the_core() -> None:
+    patience = Patience(cores=2)
+    patience.waited(LONGEST_S / 2, now=1)
+    patience.preempted(now=1)
+    patience.waited(LONGEST_S / 2, now=1 + REST_S / 2)
+    assert patience.window == 0
+    patience.waited(LONGEST_S / 2, now=1 + REST_S * 2)
+    assert patience.window > 0
+
+
+def test_on_one_core_nobody_asks_again() -> None:
+    patience = Patience(cores=1)
+    patience.waited(1e-6, now=1)
+    assert patience.window == 0
+
+
+def test_an_answer_that_comes_while_asking_is_served(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """A ball between two who are each likely to be heard again: all comes through, and a timer too."""
+    ours, theirs = pair
+    theirs.setblocking(False)
+    bounces = 0
+    done = loop.create_future()
+
+    def bounce(ball: socket.socket) -> bool:
+        nonlocal bounces
+        ball.send(ball.recv(100))
+        bounces += 1
+        if bounces == 2000:
+            loop.call_later(0, done.set_result, None)
+        return True
+
+    loop.serve(ours.fileno(), lambda: bounce(ours), lambda: None)
+    loop.serve(theirs.fileno(), lambda: bounce(theirs), lambda: None)
+    for sock in pair:
+        loop.promote(sock.fileno())
+    theirs.send(b"ball")
+    loop.run_until_complete(asyncio.wait_for(done, 10))
+    assert bounces >= 2000
+    for sock in pair:
+        loop.forget(sock.fileno())
