@@ -15,6 +15,7 @@ __all__ = [
     "MAXIMUM_UNMAP_BLOCKS",
     "MAXIMUM_UNMAP_DESCRIPTORS",
     "MAXIMUM_WRITE_SAME_BLOCKS",
+    "MAX_LINGERING_TASKS",
     "OPTIMAL_TRANSFER_BYTES",
     "PREFETCH_BYTES",
     "SPACE_CHUNK_BYTES",
@@ -36,6 +37,11 @@ MAXIMUM_COMPARE_AND_WRITE_BLOCKS = 1
 
 MAXIMUM_ATOMIC_BLOCKS = 256
 """MAXIMUM ATOMIC TRANSFER LENGTH: the least promise that is of use; MAXIMUM ATOMIC BOUNDARY SIZE is 0."""
+
+MAX_LINGERING_TASKS = 256
+"""Aborted tasks of a unit that a stuck medium does not give back. Each keeps its data, up to a first burst,
+and no session's window counts it any more; beyond this many the unit takes nothing that may wait for the
+medium (TASK SET FULL, SAM-5 §5.3.1), or whoever aborts and asks again would fill the memory."""
 
 MAXIMUM_WRITE_SAME_BLOCKS = 65536
 """MAXIMUM WRITE SAME LENGTH: what WRITE SAME(10) can say, and it ends well within a time-out on a slow

@@ -143,6 +143,7 @@ class TaskSet(ABC):
         self._claiming: dict[Claims, None] = {}
         """Those that wait to begin and have ranges on this medium."""
         self._beside: WeakSet[TaskSet] = WeakSet((self,))  # all that have the same medium
+        self._lingering = 0  # tasks that were aborted and that a worker still has
         self._ordering = 0  # tasks in the set that are ORDERED or HEAD OF QUEUE
         self._throttle: Throttle | None = None
         self._crowded = False  # waiting, barriers, ordering or throttle: any of these
@@ -273,6 +274,7 @@ class TaskSet(ABC):
         row = request.command
         assert row is not None
         if request.aborted:
+            self._lingering -= 1
             self._finish_aborted(request, row, outcome)
         else:
             self._finish(request, row, outcome)
@@ -380,6 +382,7 @@ class TaskSet(ABC):
         if request in self._claims:
             self._abandon(self._claims[request])
         if self._waiting.pop(request, self) is self and request in self._running:
+            self._lingering += 1
             if row is not None and row.changes:
                 self._bar(request)  # its thread may still write: nobody may pass it there
             elif row is not None and row.exclusive:

@@ -22,7 +22,7 @@ from functools import partial
 from protocol.enums import ScsiStatus
 from protocol.scsi.attention import condition
 from protocol.scsi.commands import Access, Command, Needs, Row, service_action_field
-from protocol.scsi.limits import MAXIMUM_TRANSFER_BYTES
+from protocol.scsi.limits import MAX_LINGERING_TASKS, MAXIMUM_TRANSFER_BYTES
 from protocol.scsi.request import GOOD, Buffer, Nexus, Outcome, Request
 from protocol.scsi.sense import CheckCondition, ReservationConflict, Sense, from_os_error
 from protocol.scsi.state import UnitState
@@ -34,6 +34,7 @@ __all__ = ["LogicalUnit"]
 log = logging.getLogger(__name__)
 
 RESERVATION_CONFLICT = Outcome(ScsiStatus.RESERVATION_CONFLICT)
+TASK_SET_FULL = Outcome(ScsiStatus.TASK_SET_FULL)
 
 _READ_NEEDS = int(Needs.READY | Needs.MEDIUM)
 _WRITE_NEEDS = int(Needs.READY | Needs.MEDIUM | Needs.WRITABLE)
@@ -71,6 +72,9 @@ class LogicalUnit(UnitState):
                 row.prepare(self, request)
         except Exception as error:
             return self._refused(request, error)
+        if self._lingering >= MAX_LINGERING_TASKS and not row.inline:
+            self._count_failure(opcode, ScsiStatus.TASK_SET_FULL)
+            return TASK_SET_FULL
         self.tasks[request] = None
         if request.attribute > PLAIN:
             self._order(request)

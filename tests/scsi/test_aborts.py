@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from protocol.scsi.limits import COPY_CHUNK_BYTES, SPACE_CHUNK_BYTES
+from protocol.enums import ScsiStatus
+from protocol.scsi.limits import COPY_CHUNK_BYTES, MAX_LINGERING_TASKS, SPACE_CHUNK_BYTES
+from protocol.scsi.request import Request
 from storage.memory import Null
 from storage.wrap import Wrapper
 from tests.scsi.support import BLOCK, Disk, HeldLane
@@ -65,3 +67,21 @@ def test_a_long_command_ends_at_the_piece_in_which_it_is_aborted(
     assert disk.start(cdb, data) in disk.unit.tasks  # nothing is barred by what has ended
     lane.release()
     assert len(backend.operations) > len(done) + PIECES
+
+
+def test_a_stuck_medium_does_not_gather_aborted_tasks_for_ever() -> None:
+    """TASK SET FULL (SAM-5 §5.3.1) for what may wait for the medium, until it gives some back."""
+    backend, lane = Watched(), HeldLane()
+    disk = Disk(backend=backend, lane=lane)
+
+    def write(lba: int) -> Request:
+        return disk.start(cdb16(0x8A, lba, 1, 0x08), bytes(BLOCK))  # FUA: never at once
+
+    for lba in range(MAX_LINGERING_TASKS):
+        assert disk.unit.abort(write(lba))
+    assert disk.delivered[write(MAX_LINGERING_TASKS)].status == ScsiStatus.TASK_SET_FULL
+    assert disk.run("12 00 00 00 24 00").status == ScsiStatus.GOOD
+    lane.release(1)
+    waiting = write(0)
+    lane.release()
+    assert disk.delivered[waiting].status == ScsiStatus.GOOD
