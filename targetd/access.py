@@ -194,7 +194,8 @@ class PortalAuthorizer:
 
     def moved(self, target: Target) -> Refusal | None:
         """Where a login to this target is sent on to, if anywhere (RFC 7143 §11.13.5): by the target, else by
-        the portal. One that has come to the very place is served there.
+        the portal. One that has come to the very place is served there, and one that would be sent on from
+        there, perhaps in a circle, is served here.
 
         Before it proves itself: the secrets may be known to the other place alone.
         """
@@ -205,7 +206,7 @@ class PortalAuthorizer:
         here.add(join_location(self._local_host, self._local_port))
         for name, owner in (("the target", target), (f"portal {portal.id}", portal)):
             location = self._told(*split_location(owner.redirect)) if owner.redirect else ""
-            if location and location not in here:
+            if location and location not in here and not self._sends_on(location):
                 status = (
                     LoginStatus.TARGET_MOVED_PERMANENTLY
                     if owner.redirect_permanent
@@ -213,6 +214,15 @@ class PortalAuthorizer:
                 )
                 return Refusal(status, f"{name} sends logins on to {location}", location)
         return None
+
+    def _sends_on(self, location: str) -> bool:
+        """Another portal of ours is there, as this initiator would reach it, and sends logins on in turn."""
+        return any(
+            location == self._told(*split_address(text))
+            for portal in self._view().configuration.portals.values()
+            if portal.redirect and portal.id != self._portal_id
+            for text in portal.addresses
+        )
 
     def _told(self, host: str, port: int) -> str:
         """An address as initiators are told it: without a zone, which is ours; a wildcard is the address that

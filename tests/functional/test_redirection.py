@@ -189,6 +189,32 @@ def told(daemon: Daemon, host: str, disk: Disk) -> tuple[str, ...]:
     return found.addresses
 
 
+def test_wildcard_portals_that_name_each_other_do_not_send_in_a_circle(
+    shared_daemon: Daemon, disk: Disk
+) -> None:
+    """No rule on the configuration can see that the addresses are each other's."""
+    one, other = f"0.0.0.0:{shared_daemon.portal_port}", f"0.0.0.0:{free_ports(1)[0]}"
+    change(
+        shared_daemon,
+        "portal",
+        1,
+        iscsi_target_portal_ips=[one],
+        iscsi_target_portal_redirect=other.replace("0.0.0.0", HOST),
+    )
+    second = shared_daemon.create(
+        "portal",
+        iscsi_target_portal_ips=[other],
+        iscsi_target_portal_redirect=one.replace("0.0.0.0", HOST),
+    )
+    try:
+        assert answer(one.replace("0.0.0.0", HOST), disk.iqn) == (LoginStatus.SUCCESS, {})
+        # Where the second would be another host's, it is no circle.
+        elsewhere = answer(one.replace("0.0.0.0", "127.0.0.2"), disk.iqn)
+        assert elsewhere[0] == LoginStatus.TARGET_MOVED_TEMPORARILY
+    finally:
+        shared_daemon.delete("portal", second["id"])
+
+
 def test_advertised_addresses_stand_in_place_of_those_listened_on(shared_daemon: Daemon, disk: Disk) -> None:
     """Behind NAT; a wildcard among them is for initiators on the inside."""
     change(
