@@ -4,7 +4,7 @@
 never do: let a broken sequence end GOOD. The first fault of a write is kept in its ``Transfer``, the rest of
 its data is drained, and then the command ends with that sense.
 
-A write stays on its connection (connection allegiance, RFC 7143 §4.2.2.1): a sequence is found by the tags of
+A write stays on its connection (connection allegiance, RFC 7143 §4.2.5.1): a sequence is found by the tags of
 this connection alone, so Data-Out on another one belongs to nothing and is rejected.
 
 A large write gets the memory for its data, and with it the R2Ts, when ``MAX_IN_FLIGHT`` has room for it: in

@@ -1,5 +1,5 @@
 """ErrorRecoveryLevel 2, and several connections of one session at every level: who a task belongs to, and
-what becomes of it when a connection goes (RFC 7143 §4.2.2.1, §6.3.4, §7.1.4.3, §7.2.2, §7.11, §11.14)."""
+what becomes of it when a connection goes (RFC 7143 §4.2.5.1, §6.3.4, §7.1.4.3, §7.2.2, §7.11, §11.14)."""
 
 import random
 from collections.abc import Iterator
@@ -588,7 +588,7 @@ def test_data_of_an_answer_that_is_kept_no_more_cannot_be_had(monkeypatch: pytes
 
 
 def test_data_of_a_command_stays_on_its_connection(pair: Pair) -> None:
-    """RFC 7143 §4.2.2.1, connection allegiance: elsewhere it belongs to nothing, and is rejected."""
+    """RFC 7143 §4.2.5.1, connection allegiance: elsewhere it belongs to nothing, and is rejected."""
     pair.one.answer_r2ts = False
     task = pair.one.send_command(cdbs.write10(0, 1), pattern(512), immediate_data=0, unsolicited=0)
     r2t = pair.one.wait_for_r2t(task)
