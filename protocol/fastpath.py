@@ -9,6 +9,9 @@ Rule 1: it may only ever answer what the general path would answer, byte for byt
 ``tests/protocol/test_fastpath.py`` runs the same traffic through both. Whatever is not plain goes to the
 general path, from the beginning and with nothing changed: when in doubt, there.
 
+What stands behind a command that went the general way in the same wake-up goes there too, and does not pass
+it: that one is begun at the end of the wake-up. SIMPLE tasks might (SAM-5 §8.6); it would be a surprise.
+
 Rule 2: nothing is decided here that is decided elsewhere. Whether a unit is free to act at once is
 ``LogicalUnit.read_at_once`` and ``write_at_once``.
 
@@ -88,6 +91,7 @@ def scsi_command_handler(connection: "Connection", general: Handler) -> Handler:
             or (max_cmd_sn - cmd_sn) & _MASK >= _HALF
             or not expected
             or tag in tasks
+            or connection.events
         ):
             general(view, at, data)
             return

@@ -105,6 +105,23 @@ def test_same_traffic_same_answers(commands: list[tuple[Any, ...]], split: int, 
         assert getattr(sessions[0], name) == getattr(sessions[1], name)
 
 
+@pytest.mark.parametrize("second", [0x28, 0x2A])
+def test_what_was_said_before_is_begun_before(second: int) -> None:
+    """A command that goes the general way waits for the end of the wake-up; what stands behind it in the same
+    wake-up, at the same place, does not pass it."""
+    targets, peers = pair((False, False))
+    cmd_sn = peers[0].session.cmd_sn
+    stream = command_pdu(100, cmd_sn, 0x2A, 0, 1, 0x08, 0, 1, 0, 0, False)  # FUA
+    stream += command_pdu(101, cmd_sn + 1, second, 0, 1, 0, 0, 1, 0, 0, False)
+    answers = []
+    for peer in peers:
+        peer.send(stream)
+        answers.append(b"".join(bytes(part) for part in peer.target.data_to_send()))
+    assert answers[0] == answers[1]
+    media = [bytes(target.backends[0].read(0, BLOCK)) for target in targets]
+    assert media[0] == media[1] != bytes(BLOCK)
+
+
 def pdus(stream: bytes, digests: Digests) -> list[bytes]:
     """Each PDU without what only tells the order of answers (StatSN and the window), which among commands
     that run at once and commands that go the long way is free (SAM-5 §8.6). Digests are right."""
