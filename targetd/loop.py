@@ -12,8 +12,8 @@ To sleep and be woken costs more than a small command: in a virtual machine a co
 left to the host, and comes back by an interrupt. Who works at depth 1 pays that with each command. So after
 the answer to a lone command epoll is asked again for up to ``LONGEST_S`` before sleeping, as KVM's halt_poll
 and Linux' haltpoll do, and by their rule (``Patience``): as long as that has been worth it. Measured on two
-cores with nothing else to do: p50 of 4 KiB reads at depth 1 60 → 25 µs, of writes 62 → 37, at the same CPU a
-command. At depth 32 it would make smaller batches, so it is for who had nothing else under way.
+cores with nothing else to do: p50 of 4 KiB reads at depth 1 60 → 25 µs at the same CPU a command. At depth 32
+it would make smaller batches, so it is for who had nothing else under way.
 
 Rules for what is called: it must not block, and its exceptions are its own: one that gets out is a bug,
 logged, and that descriptor is no longer served. ``on_readable`` returns whether its peer is likely to be
