@@ -9,7 +9,7 @@ DISSECTION_LIMIT_S = 600.0
 
 _ALLOCATION = ("scsi.cdb.alloclen", "scsi.cdb.alloclen16", "scsi.cdb.alloclen32", "scsi_sbc.alloclen32")
 _KNOWN = "!(scsi.mode.spc.subpagecode == 2)"
-"""Logical Block Provisioning, 1Ch/02h (SBC-3 §6.4): the dissector (4.0) reads it as the page 1Ch/00h."""
+"""Logical Block Provisioning, 1Ch/02h (SBC-3 §6.5): the dissector (4.0) reads it as the page 1Ch/00h."""
 _MISREAD = ("Inquiry", "Service Action In", "Mode Sense", "Persistent Reserve In")
 """Commands with descriptors, as the dissector calls them."""
 
@@ -47,15 +47,33 @@ class Capture:
         return {opcode for opcode in opcodes if opcode >= 0x20}  # not those quoted in a Reject
 
     def complaints(self) -> list[list[str]]:
-        """Malformed PDUs and expert errors in what came from portals: frame, message, summary."""
+        """Malformed PDUs and expert errors in what came from portals: frame, message, summary.
+
+        A connection is judged up to where the capture has a hole in it, if the kernel dropped a packet that
+        came too fast for the recorder: behind it the dissector does not know where a PDU begins.
+        """
         bad = self.dissect(
             f'{self.sent} && {_KNOWN} && (_ws.malformed || _ws.expert.severity == "Error")',
             "frame.number",
             "_ws.expert.message",
             "_ws.col.Info",
+            "tcp.stream",
         )
-        cut = self._cut_replies() if bad else set()
-        return [row for row in bad if not (row[0] in cut and any(name in row[2] for name in _MISREAD))]
+        cut, holes = (self._cut_replies(), self._holes()) if bad else (set(), {})
+        return [
+            [frame, message, info]
+            for frame, message, info, stream in bad
+            if not (frame in cut and any(name in info for name in _MISREAD))
+            and int(frame) < holes.get(stream, int(frame) + 1)
+        ]
+
+    def _holes(self) -> dict[str, int]:
+        """Connection → number of the first frame before which something is missing."""
+        found: dict[str, int] = {}
+        missing = "tcp.analysis.lost_segment || tcp.analysis.ack_lost_segment"
+        for stream, frame in self.dissect(missing, "tcp.stream", "frame.number"):
+            found.setdefault(stream, int(frame))
+        return found
 
     def _cut_replies(self) -> set[str]:
         """Numbers of frames whose data ends where the allocation length cut it, as SPC-4 §4.3.5.6 wants.
