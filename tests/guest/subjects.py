@@ -145,9 +145,13 @@ class Ours:
 
     def negotiate(self, iqn: str) -> None:
         """Have the initiators of a target asked to negotiate anew."""
-        for session in self.daemon.expect(200, "GET", "services/iscsi/session/"):
-            if session["target_name"] == iqn:
-                self.api("POST", f"services/iscsi/session/{session['id']}/negotiate/", None)
+        for id in self.sessions(iqn):
+            self.api("POST", f"services/iscsi/session/{id}/negotiate/", None)
+
+    def sessions(self, iqn: str) -> list[int]:
+        """Ids of the sessions of a target; no two that ever were have the same."""
+        found = self.daemon.expect(200, "GET", "services/iscsi/session/")
+        return [session["id"] for session in found if session["target_name"] == iqn]
 
     def credential(
         self, tag: int, user: str, secret: str, peer_user: str = "", peer_secret: str = ""

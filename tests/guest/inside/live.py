@@ -39,7 +39,9 @@ def asked_to_negotiate_anew() -> None:
     made = make_disk("16MB")
     with logged_in(made["iqn"]) as node, Load(node.disk()) as load:
         load.goes_on()
+        before = set(host.ask("sessions", iqn=made["iqn"]))
         host.ask("negotiate", iqn=made["iqn"])
+        until("another session", lambda: set(host.ask("sessions", iqn=made["iqn"])) - before)
         load.goes_on()
         load.stop()
 
