@@ -73,15 +73,19 @@ class _Bounce:
         self._fd = -1
         self._pages = memoryview(b"")
 
+    def open(self) -> None:
+        """Have the pages, once for a process: not in the middle of the first store, nor before a fork."""
+        with self._lock:
+            if self._fd < 0:
+                self._fd = os.memfd_create("iscsi-targetd-bounce", os.MFD_CLOEXEC)
+                os.ftruncate(self._fd, STORE_LIMIT)
+                self._pages = memoryview(mmap.mmap(self._fd, STORE_LIMIT))
+
     def into(self, target: memoryview, data: bytes | bytearray | memoryview) -> bool:
         """Copy ``data`` to ``target``, which may be mapped; False: not all of it, or in use just now."""
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            if self._fd < 0:
-                self._fd = os.memfd_create("iscsi-targetd-bounce", os.MFD_CLOEXEC)
-                os.ftruncate(self._fd, STORE_LIMIT)
-                self._pages = memoryview(mmap.mmap(self._fd, STORE_LIMIT))
             length = len(data)
             self._pages[:length] = data
             return os.preadv(self._fd, (target,), 0) == length
@@ -110,6 +114,7 @@ class Stores:
             advise: madvise of the mapping: advice, offset, length.
             end: bytes in the mapping, in whole pages.
         """
+        bounce.open()
         self._advise = advise
         self._end = end
         self._paid: dict[int, int] = {}
