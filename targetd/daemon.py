@@ -8,7 +8,6 @@ Stop (SIGTERM, SIGINT): ``Runtime.stop``, the API, the store; under 10 s.
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import resource
@@ -135,10 +134,7 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners) -> None:
                 await offer_demo(runtime, roots[0], url, password_file)
         if generated or (first and options.api_password_file is None):
             print(f"The admin password of the API (user root) is in {password_file}", flush=True)
-        # What lives now lives for good: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
-        gc.enable()
+        runtime.settle()
         log.info("ready")
         notify.ready()
         await stop.wait()

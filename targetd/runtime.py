@@ -37,6 +37,7 @@ from storage.base import TICK_INTERVAL_S, Backend
 from storage.open import Created, ExtentSpec, clone_file, open_backend
 from targetd.access import View
 from targetd.extents import LiveExtent, UnitKey, check_path, open_extent, spec_of, unit_key
+from targetd.garbage import Garbage
 from targetd.hostaddresses import HostAddresses
 from targetd.interface import (
     SANITIZE_METHODS,
@@ -210,6 +211,7 @@ class Runtime:
         self._completions = Completions(loop, self.server.flush_stirred)
         self._patrol = Patrol(loop, self._completions)
         self._spare_lane = Lane(self._completions, "absent", 1)
+        self._garbage = Garbage(self._bytes_moved)
 
     # -- the engine interface -----------------------------------------------------------------
 
@@ -875,8 +877,18 @@ class Runtime:
 
     # -- housekeeping -------------------------------------------------------------------------
 
+    def settle(self) -> None:
+        """See ``Garbage.settle``: the process is ready."""
+        self._garbage.settle()
+
+    def _bytes_moved(self) -> int:
+        return sum(
+            session.bytes_read + session.bytes_written for session in self.server.sessions.sessions.values()
+        )
+
     def _tick(self, now: float) -> None:
         """Once a second on the loop."""
+        self._garbage.tick()
         if now >= self._next_backend_tick:
             self._next_backend_tick = now + TICK_INTERVAL_S
             for live in self._extents.values():

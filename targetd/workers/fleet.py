@@ -179,6 +179,10 @@ class Fleet(Owner):
         self._keep_running(self._watch())
         await self.front.start(share_of_front(config))
 
+    def settle(self) -> None:
+        """Workers do so by themselves."""
+        self.front.settle()
+
     async def _begin(self, member: Member) -> None:
         """Have a fresh process bring up its share. Under the lock, or before there is anyone else."""
         kept = {

@@ -8,7 +8,6 @@ front is gone (the link ends), and, should it be stuck at that moment, by the ke
 
 import asyncio
 import ctypes
-import gc
 import logging
 import os
 import signal
@@ -199,9 +198,8 @@ class _Worker:
         self, delta: Delta, kept: Mapping[str, bytes], states: Mapping[int, State], for_good: bool
     ) -> None:
         await self.runtime.take_over(self._changed(delta), kept, states)
-        if for_good:  # what lives now lives for good: the collector need not look at it again
-            gc.collect()
-            gc.freeze()
+        if for_good:
+            self.runtime.settle()
 
     def _changed(self, delta: Delta) -> Configuration:
         return delta.applied_to(self.runtime.configuration)
