@@ -51,7 +51,7 @@ from targetd.interface import (
     Statistics,
     Work,
 )
-from targetd.keeper import Keeper, StoreError
+from targetd.keeper import UNITS, Keeper, Records, StoreError
 from targetd.lanes import Completions, Lane, off_loop
 from targetd.listeners import Listeners
 from targetd.loop import Loop
@@ -80,9 +80,6 @@ from targetd.throttle import Throttle
 __all__ = ["Runtime"]
 
 log = logging.getLogger("targetd.runtime")
-
-KEPT = "unit"
-"""Namespace in the store of what logical units keep across restarts."""
 
 LOGOUT_S = 3
 """How long initiators of a removed target or portal, or at shutdown, have to log out when asked to."""
@@ -194,8 +191,7 @@ class Runtime:
         self._targets: dict[int, ScsiTarget] = {}
         self._subscribers: set[asyncio.Queue[Event]] = set()
         self._housekeeping: set[asyncio.Task[None]] = set()
-        self._kept: dict[str, bytes] = {}
-        """What logical units had us keep: ``<extent id>/<what>`` → bytes."""
+        self._kept = Records()
         self._next_backend_tick = 0.0
         self._next_look = self._next_survey = 0.0
         self._failures: deque[LoginFailure] = deque(maxlen=KEPT_FAILURES)
@@ -407,7 +403,7 @@ class Runtime:
             ConfigError: a portal cannot be bound for another reason than that its address is not there
             yet; nothing listens then.
         """
-        self._kept = await self._store.items(KEPT)
+        self._kept = Records(await self._store.items(UNITS))
         await self._bring_up(config)
         if self._listens:
             self._keep_running(self._addresses.open())
@@ -708,6 +704,7 @@ class Runtime:
         change = changes.get("extents")
         if change is None:
             return retired
+        self._kept.forget(change.removed)
         for id in change.removed:
             live = self._extents.pop(id)
             live.lane.close()
@@ -755,7 +752,7 @@ class Runtime:
         self, extent: Extent, backend: Backend | None, config: Configuration, missing: str = ""
     ) -> LiveExtent:
         lane = Lane(self._completions, f"extent-{extent.id}")
-        reservations = Reservations(self._kept.get(f"{extent.id}/{RESERVATIONS_KEPT_AS}"))
+        reservations = Reservations(self._kept.of(extent.id).get(RESERVATIONS_KEPT_AS))
         reservations.target_port_groups = self._target_port_groups
         threshold = config.globals.pool_avail_threshold
         live = LiveExtent(extent, backend, lane, reservations, self._make_unit, threshold)
@@ -766,17 +763,14 @@ class Runtime:
         return live
 
     def _make_unit(self, live: LiveExtent, config: UnitConfig) -> LogicalUnit:
-        prefix = f"{live.extent.id}/"
         unit = LogicalUnit(
             config,
             live.medium,
             live.lane,
             reservations=live.reservations,
             now=time.time,
-            keep=lambda what, value, done: self._keep(prefix + what, value, done),
-            kept={
-                key.removeprefix(prefix): value for key, value in self._kept.items() if key.startswith(prefix)
-            },
+            keep=partial(self._keep, live.extent.id),
+            kept=dict(self._kept.of(live.extent.id)),
         )
         unit.deliver = self.server.deliver
         unit.aborted = forget_aborted
@@ -791,17 +785,20 @@ class Runtime:
         target = target_named(self._config, nexus.target_name)
         return self._targets[target.id].ports if target is not None else ()
 
-    def _keep(self, key: str, value: bytes, done: Callable[[Exception | None], None]) -> None:
+    def _keep(
+        self, extent_id: int, name: str, value: bytes, done: Callable[[Exception | None], None]
+    ) -> None:
         """Store what an initiator asked to have kept; ``done`` on the loop when it is durable."""
+        key = f"{extent_id}/{name}"
 
         async def put() -> None:
             try:
-                await self._store.put(KEPT, key, value)
+                await self._store.put(UNITS, key, value)
             except StoreError as error:
                 log.error("could not keep %s: %s", key, error)
                 done(error)
             else:
-                self._kept[key] = value
+                self._kept.update({key: value})
                 done(None)
             self.server.flush_stirred()
 

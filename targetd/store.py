@@ -39,7 +39,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from targetd import migrations
-from targetd.keeper import StoreError
+from targetd.keeper import UNITS, StoreError
 from targetd.model import (
     COLLECTIONS,
     Collection,
@@ -117,6 +117,10 @@ _KEPT = sa.Table(
 )
 
 
+_FORGET = sa.delete(_KEPT).where(_KEPT.c.namespace == UNITS, _KEPT.c.key.op("GLOB")(sa.bindparam("gone")))
+"""All that the units of an extent had kept."""
+
+
 def _put(table: sa.Table) -> sa.Insert:
     """Insert, or replace the row of the same primary key."""
     return sa.insert(table).prefix_with("OR REPLACE")
@@ -184,6 +188,8 @@ class Store:
     async def save(self, old: Configuration, new: Configuration) -> None:
         """Make the stored configuration, which is ``old``, into ``new``: all of it, durably, or none of it.
 
+        With an extent goes what its units had kept.
+
         Raises:
             StoreError: the disk is full or fails; what is stored is still ``old``.
         """
@@ -194,6 +200,8 @@ class Store:
                 if change.removed:
                     gone = sa.delete(table).where(table.c.id == sa.bindparam("gone"))
                     await connection.execute(gone, [{"gone": id} for id in change.removed])
+                    if collection == "extents":
+                        await connection.execute(_FORGET, [{"gone": f"{id}/*"} for id in change.removed])
                 if change.written:
                     await connection.execute(_put(table), [_values(obj) for obj in change.written.values()])
             ids = [

@@ -37,7 +37,7 @@ from targetd.interface import (
     Statistics,
     Work,
 )
-from targetd.keeper import Keeper, StoreError
+from targetd.keeper import UNITS, Keeper, Records, StoreError
 from targetd.limits import Visitor
 from targetd.listeners import Listeners
 from targetd.loop import Loop
@@ -51,7 +51,7 @@ from targetd.model import (
     target_named,
     validate,
 )
-from targetd.runtime import KEPT, KEPT_FAILURES, Runtime
+from targetd.runtime import KEPT_FAILURES, Runtime
 from targetd.workers.member import Change, Member, MemberGoneError, Owner, WorkerError, status_in_words
 from targetd.workers.merge import merged, with_base
 from targetd.workers.messages import Adopt, Delta, Keep, Start
@@ -121,8 +121,7 @@ class Fleet(Owner):
         self._lock = asyncio.Lock()
         self._config = Configuration()
         self._view = View(self._config, {})
-        self._kept: dict[str, bytes] = {}
-        """What logical units had us keep: ``<extent id>/<what>`` → bytes."""
+        self._kept = Records()
         self._numbers = itertools.count(1)
         self._failures: deque[LoginFailure] = deque(maxlen=KEPT_FAILURES)
         self._base: dict[int, PortalStatistics] = {}
@@ -169,7 +168,7 @@ class Fleet(Owner):
         Raises:
             ConfigError: a portal cannot be bound; nothing listens then.
         """
-        self._kept = await self._store.items(KEPT)
+        self._kept = Records(await self._store.items(UNITS))
         empty = Configuration()
         changes = diff(empty, config)
         self._shares.carried_out(self._shares.plan(empty, config, changes), changes)
@@ -185,11 +184,7 @@ class Fleet(Owner):
 
     async def _begin(self, member: Member) -> None:
         """Have a fresh process bring up its share. Under the lock, or before there is anyone else."""
-        kept = {
-            key: value
-            for key, value in self._kept.items()
-            if self._shares.extents.get(int(key.partition("/")[0])) == member.index
-        }
+        kept = self._kept.items_of(id for id, index in self._shares.extents.items() if index == member.index)
         try:
             await member.ask("take_over", self._shares.whole(self._config, member.index), kept, {}, True)
         except MemberGoneError:
@@ -364,12 +359,12 @@ class Fleet(Owner):
 
     async def _put(self, member: Member, request: Keep) -> None:
         try:
-            await self._store.put(KEPT, request.key, request.value)
+            await self._store.put(UNITS, request.key, request.value)
         except StoreError as error:
             log.error("could not keep %s: %s", request.key, error)
             member.kept(request, str(error))
         else:
-            self._kept[request.key] = request.value
+            self._kept.update({request.key: request.value})
             member.kept(request, "")
 
     # -- changes ------------------------------------------------------------------------------
@@ -451,6 +446,7 @@ class Fleet(Owner):
         for member, change in work.items():
             if (error := change.over.exception()) is not None:
                 log.error("%r did not carry out what was decided: %s", member, error)
+        self._kept.forget(old.extents.keys() - new.extents.keys())
         self._in_force(new)
         self.front.announce_change(old, new)
 
@@ -478,7 +474,7 @@ class Fleet(Owner):
         except (MemberGoneError, WorkerError) as error:
             log.error("%s", error)
         self._shares.moved(move)
-        kept = {key: value for key, value in self._kept.items() if int(key.partition("/")[0]) in part.extents}
+        kept = self._kept.items_of(part.extents)
         try:
             if destination.up.is_set():
                 await destination.ask("take_over", coming(config, part), kept, states, False)

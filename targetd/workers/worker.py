@@ -19,11 +19,11 @@ from typing import Any
 from protocol.scsi.registrations import State
 from targetd import logs
 from targetd.interface import Statistics
-from targetd.keeper import StoreError
+from targetd.keeper import UNITS, StoreError
 from targetd.limits import Doorkeeper, Limits, Visitor
 from targetd.loop import Loop
 from targetd.model import ConfigError, Configuration
-from targetd.runtime import KEPT, Runtime
+from targetd.runtime import Runtime
 from targetd.server import Begun
 from targetd.workers.link import Link
 from targetd.workers.messages import (
@@ -106,7 +106,7 @@ class _Front:
             self._decision.set_result(commit)
 
     async def put(self, namespace: str, key: str, value: bytes | None) -> None:
-        assert namespace == KEPT and value is not None
+        assert namespace == UNITS and value is not None
         self._last += 1
         kept = self._keeping[self._last] = self._loop.create_future()
         self._link.send(Keep(self._last, key, value))

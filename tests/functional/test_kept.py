@@ -1,6 +1,10 @@
 """What a unit was told to keep, or had begun, is there after kill -9. (Reservations: ``test_cluster``; mode
 pages: ``test_write_cache``.)"""
 
+import sqlite3
+from contextlib import closing
+
+from targetd.keeper import UNITS
 from tests import cdbs
 from tests.daemon import Daemon
 from tests.faults.kit import eventually
@@ -39,11 +43,33 @@ def test_a_sanitize_that_was_cut_off_goes_on_to_its_end(daemon: Daemon) -> None:
         assert found == pattern * (MIB // 4)
 
 
+SET_INFORMATION = bytes((0xA4, 0x06)) + bytes(4)
+
+
+def test_nothing_is_kept_for_an_extent_that_is_gone(daemon: Daemon) -> None:
+    """Its neighbour keeps what is its own."""
+    name = b"shelf 7, slot 3"
+    disks = [daemon.create_disk(disk, "1MB") for disk in ("stays", "goes")]
+    for disk in disks:
+        with log_in(daemon, disk.iqn) as initiator:
+            assert initiator.command(SET_INFORMATION + len(name).to_bytes(4, "big") + bytes(2), name).good
+    assert len(kept(daemon)) == 2
+    daemon.expect(204, "DELETE", f"services/iscsi/extent/{disks[1].extent_id}/")
+    (key,) = kept(daemon)
+    assert key.startswith(f"{disks[0].extent_id}/")
+
+
+def kept(daemon: Daemon) -> list[str]:
+    """Keys of what units have kept, in the store."""
+    with closing(sqlite3.connect(f"file:{daemon.state_dir}/targetd.sqlite?mode=ro", uri=True)) as store:
+        return [key for (key,) in store.execute("SELECT key FROM kept WHERE namespace = ?", (UNITS,))]
+
+
 def test_identifying_information_is_kept(daemon: Daemon) -> None:
     """SPC-4 §5.5, §6.45; who did not set it is told."""
     disk = daemon.create_disk("named", "1MB")
     name = b"shelf 7, slot 3"
-    set_information = bytes((0xA4, 0x06)) + bytes(4) + len(name).to_bytes(4, "big") + bytes(2)
+    set_information = SET_INFORMATION + len(name).to_bytes(4, "big") + bytes(2)
     report = bytes((0xA3, 0x05)) + bytes(4) + (256).to_bytes(4, "big") + bytes(2)
     with log_in(daemon, disk.iqn, "one") as one, log_in(daemon, disk.iqn, "two") as two:
         assert one.command(set_information, name).good

@@ -22,6 +22,7 @@ from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, given, settings
 
 from targetd import migrations
+from targetd.keeper import UNITS
 from targetd.model import Configuration, Target, add, fresh, next_id, remove, validate
 from targetd.store import METADATA, Store, StoreError
 from tests.targetd.configurations import any_configuration, extent, small
@@ -152,6 +153,19 @@ async def test_bytes_are_kept_by_name(store: Store, path: Path) -> None:
     store = await Store.open(path)
     assert await store.items("reservations") == {"0x6025447": b"later", "b": b""}
     await store.close()
+
+
+async def test_with_an_extent_goes_what_its_units_had_kept(store: Store, path: Path) -> None:
+    kept = {f"{extent}/{name}": b"x" for extent in (1, 2, 12, 21) for name in ("mode", "reservations")}
+    for key, value in kept.items():
+        await store.put(UNITS, key, value)
+    await store.put("other", "1/mode", b"x")
+    config = small()
+    await store.save(Configuration(), config)
+    assert await store.items(UNITS) == kept
+    await store.save(config, remove(config, "extents", 1))
+    assert await store.items(UNITS) == {key: b"x" for key in kept if not key.startswith("1/")}
+    assert await store.items("other") == {"1/mode": b"x"}
 
 
 async def test_many_writers_at_once_all_get_their_turn(store: Store) -> None:
