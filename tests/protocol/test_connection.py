@@ -538,6 +538,27 @@ def test_a_long_random_conversation_of_one_that_behaves() -> None:
     assert bytes(target.backends[0].read(0, 65536)) == model
 
 
+# -- how much an initiator has under way ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [0, 0xFFFFFFFD], ids=["plain", "StatSN wraps"])
+def test_who_had_nothing_else_under_way_is_told_from_his_exp_stat_sn(before: int) -> None:
+    """RFC 7143 §11.3: it says which answers he has had. Behind one that was sent before the answer to
+    another was there, that other was under way."""
+    peer = MemoryTarget().logged_in()
+    connection = connection_of(peer)
+    if before:
+        connection.stat_sn = peer.initiator.exp_stat_sn = before
+    for _ in range(3):
+        alone = peer.initiator.scsi_command(bytes(6))
+        peer.send(alone)
+        assert connection.was_alone(memoryview(alone))
+        unread = peer.initiator.scsi_command(bytes(6))
+        peer.send(unread)
+        assert not connection.was_alone(memoryview(unread))
+        assert len(peer.pending()) == 2
+
+
 # -- what the target says unasked --------------------------------------------------------------------
 
 
