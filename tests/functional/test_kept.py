@@ -4,6 +4,8 @@ pages: ``test_write_cache``.)"""
 import sqlite3
 from contextlib import closing
 
+import pytest
+
 from targetd.keeper import UNITS
 from tests import cdbs
 from tests.daemon import Daemon
@@ -15,15 +17,20 @@ IN_PROGRESS = (0x04, 0x1B)
 OVERWRITE = 1
 
 
-def test_a_sanitize_that_was_cut_off_goes_on_to_its_end(daemon: Daemon) -> None:
+@pytest.mark.parametrize("beginner", ["initiator", "administrator"])
+def test_a_sanitize_that_was_cut_off_goes_on_to_its_end(daemon: Daemon, beginner: str) -> None:
     """SBC-3 §4.11.2: it is not stopped by a power loss, and nothing is let in until it is over."""
     disk = daemon.create_disk("secret", "1MB")
-    pattern = bytes.fromhex("a55a00ff")
+    pattern = bytes.fromhex("a55a00ff") if beginner == "initiator" else bytes(4)
     with log_in(daemon, disk.iqn) as initiator:
         assert write(initiator, 0, b"\x77" * MIB).good
-        data = bytes((1, 0)) + len(pattern).to_bytes(2, "big") + pattern
-        assert initiator.command(cdbs.sanitize(OVERWRITE, len(data), immediate=True), data).good
-        assert attention(initiator) == IN_PROGRESS
+        if beginner == "initiator":
+            data = bytes((1, 0)) + len(pattern).to_bytes(2, "big") + pattern
+            assert initiator.command(cdbs.sanitize(OVERWRITE, len(data), immediate=True), data).good
+            assert attention(initiator) == IN_PROGRESS
+    if beginner == "administrator":
+        path = f"services/iscsi/extent/{disk.extent_id}/sanitize/"
+        daemon.expect(202, "POST", path, {"method": "overwrite"})
     daemon.kill9()
     daemon.start()
     with log_in(daemon, disk.iqn) as initiator:
