@@ -11,11 +11,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, ModuleType
 
-from tests.guest.inside import host, iscsi
+from tests.guest.inside import host, iscsi, local_daemon
 from tests.guest.inside.checks import (
     LIMIT_S,
     SETTLE_LIMIT_S,
@@ -97,7 +96,6 @@ def clear() -> str:
 
 def run_part(part: ModuleType, wanted: list[str]) -> None:
     checks = {check.name: check for check in checks_of(part)}
-    log: Callable[[], str] | None = getattr(part, "log", None)
     for name in wanted:
         start = time.monotonic()
         host.ask("started", name=name)
@@ -105,8 +103,8 @@ def run_part(part: ModuleType, wanted: list[str]) -> None:
         left = clear()
         if left and outcome != "skip":
             outcome, note = "fail", f"{note}\nleft behind: {left}"
-        if outcome == "fail" and log is not None:
-            note += f"\n-- log --\n{log()}"
+        if outcome == "fail" and (said := local_daemon.log()):
+            note += f"\n-- log --\n{said}"
         seconds = round(time.monotonic() - start, 1)
         print(f"CHECK {name} {outcome} {seconds} s", flush=True)
         host.ask("report", name=name, outcome=outcome, note=note, seconds=seconds)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from tests.daemon import Daemon, Disk
 from tests.guest.inside import host
+from tests.guest.inside.checks import require
 from tests.guest.inside.shell import attempt, run
 
 HOST_ROOT: Final = Path("/host")
@@ -74,6 +75,25 @@ class LocalDaemon(Daemon):
         """Target and extent; a device stays what it is."""
         self.delete("target", disk.target_id)
         self.delete("extent", disk.extent_id)
+
+
+_daemon: LocalDaemon | None = None
+
+
+def daemon(programs: Path | None = None) -> LocalDaemon:
+    """The one daemon of this guest, started with the first check that needs it."""
+    global _daemon
+    if _daemon is None:
+        made = LocalDaemon(programs=programs)
+        made.start()
+        _daemon = made
+    require(_daemon.alive(), f"the daemon has died\n{_daemon.log[-3000:]}")
+    return _daemon
+
+
+def log() -> str:
+    """The end of what it printed, for the report of a failure; empty where there is none."""
+    return "\n".join(_daemon.lines[-60:]) if _daemon else ""
 
 
 def drop_caches() -> None:

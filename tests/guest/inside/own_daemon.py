@@ -16,7 +16,7 @@ from tests.guest.inside import iscsi
 from tests.guest.inside.checks import check, require
 from tests.guest.inside.iscsi import Node, logged_in
 from tests.guest.inside.load import Load
-from tests.guest.inside.local_daemon import PORTAL, LocalDaemon, drop_caches
+from tests.guest.inside.local_daemon import PORTAL, daemon, drop_caches
 from tests.guest.inside.shell import Background, Ran, attempt, run, until
 
 MIB = 1 << 20
@@ -28,27 +28,10 @@ MEDIUM_ERROR = 3
 """Exit status of sg3_utils for the sense keys MEDIUM ERROR and HARDWARE ERROR."""
 
 _numbers = count(1)
-_daemon: LocalDaemon | None = None
 
 
 def prepare() -> None:
     run("modprobe", "-a", "dm-mod", "dm-delay", "dm-flakey", "dm-dust")
-
-
-def daemon() -> LocalDaemon:
-    """The one daemon of this guest, started with the first check that needs it."""
-    global _daemon
-    if _daemon is None:
-        made = LocalDaemon()
-        made.start()
-        _daemon = made
-    require(_daemon.alive(), f"the daemon has died\n{_daemon.log[-3000:]}")
-    return _daemon
-
-
-def log() -> str:
-    """The end of what the daemon printed, for the report of a failure."""
-    return "\n".join(_daemon.lines[-60:]) if _daemon else ""
 
 
 def fresh(what: str) -> str:

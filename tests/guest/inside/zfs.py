@@ -17,6 +17,7 @@ from tests.faults.kit import (
     BLOCK,
     CAPACITY_DATA_CHANGED,
     DATA_PROTECT,
+    MEDIUM_ERROR,
     NOT_READY,
     UNIT_ATTENTION,
     Lun,
@@ -24,14 +25,16 @@ from tests.faults.kit import (
     pattern,
     sense,
 )
+from tests.guest.inside import local_daemon
 from tests.guest.inside.checks import check, require
 from tests.guest.inside.iscsi import logged_in
 from tests.guest.inside.local_daemon import PORTAL, LocalDaemon
 from tests.guest.inside.shell import attempt, run, until
 
 MIB: Final = 1 << 20
-DISKS: Final = {"tank": 1024 * MIB, "small": 128 * MIB}
+DISKS: Final = {"tank": 1024 * MIB, "small": 128 * MIB, "brim": 96 * MIB}
 """Of the machine: serial number → bytes. Each carries a pool of that name."""
+WRITE_ERROR: Final = (0x0C, 0x00)
 BIN: Final = Path("/run/zfs-bin")
 CALLS: Final = BIN / "calls"
 """What the daemon has asked ``zfs`` and ``zpool``."""
@@ -42,7 +45,6 @@ exec chroot /run/guest "/usr/sbin/${{0##*/}}" "$@"
 """The daemon runs on the host's files, which have no ZFS: from there into the guest's, which have."""
 
 _numbers = count(1)
-_daemon: LocalDaemon | None = None
 
 
 def prepare() -> None:
@@ -60,19 +62,7 @@ def prepare() -> None:
 
 
 def daemon() -> LocalDaemon:
-    """The one daemon of this guest, started with the first check that needs it."""
-    global _daemon
-    if _daemon is None:
-        made = LocalDaemon(programs=BIN)
-        made.start()
-        _daemon = made
-    require(_daemon.alive(), f"the daemon has died\n{_daemon.log[-3000:]}")
-    return _daemon
-
-
-def log() -> str:
-    """The end of what the daemon printed, for the report of a failure."""
-    return "\n".join(_daemon.lines[-60:]) if _daemon else ""
+    return local_daemon.daemon(programs=BIN)
 
 
 def fresh(pool: str = "tank") -> str:
@@ -254,6 +244,32 @@ def unmap_gives_space_back() -> None:
         require(content_of(lun, 0, 16 * MIB) == bytes(16 * MIB), "what was unmapped is not zeros")
         left = property_of(name, "used")
         require(left <= empty + MIB, f"used {empty}, {full}, and {left} after UNMAP")
+
+
+@check
+def pool_that_runs_full() -> None:
+    """A sparse volume in a pool that others have filled: a WRITE goes to the cache, and the flush that cannot
+    bring it to the pool is MEDIUM ERROR; so is the next. What was there is read, another pool's LUN serves,
+    and once there is room again all goes on."""
+    with (
+        volume("-s", pool="brim") as (_, disk),
+        volume() as (_, other),
+        lun_of(daemon(), disk) as lun,
+        lun_of(daemon(), other) as elsewhere,
+    ):
+        content = fill(lun, 0, 2 * MIB)
+        run("zfs", "create", "brim/files")
+        attempt("dd", "if=/dev/urandom", "of=/brim/files/all", "bs=1M").refused("No space left")
+        for lba in (8 * MIB // BLOCK, 9 * MIB // BLOCK):
+            well(lun.write(lba, os.urandom(MIB)), "WRITE into the cache")
+            require(sense(lun.flush()) == (MEDIUM_ERROR, WRITE_ERROR), "a flush with the pool full")
+        require("may be lost" in daemon().status(disk), daemon().status(disk))
+        require(content_of(lun, 0, 2 * MIB) == content, "not what was there")
+        fill(elsewhere, 0, 2 * MIB)
+        run("zfs", "destroy", "brim/files")
+        run("zpool", "sync")
+        content = fill(lun, 8 * MIB, 2 * MIB)
+        require(content_of(lun, 8 * MIB, 2 * MIB) == content, "not what was written once there was room")
 
 
 # -- what changes ---------------------------------------------------------------------------------
