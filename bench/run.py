@@ -54,6 +54,8 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        # bbr makes large transfers over loopback dearer than cubic does (PROFILE.md).
+        "congestion control": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         "load average before": os.getloadavg()[1],
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -186,7 +188,8 @@ def main() -> int:
     about["load average after"] = os.getloadavg()[1]
     names = [subject.name for subject in running]
     heading = (
-        f"{about['processor']}, {about['cores']} cores, Linux {about['kernel']}, Python {about['python']}; "
+        f"{about['processor']}, {about['cores']} cores, Linux {about['kernel']} ({about['congestion control']}), "
+        f"Python {about['python']}; "
         f"median of {options.rounds} × {options.seconds:g} s, interleaved; {about['time'][:10]}; "
         f"load average {about['load average before']:.1f} before, {about['load average after']:.1f} after."
     )
