@@ -16,7 +16,8 @@ from collections.abc import Callable
 __all__ = ["Garbage"]
 
 DUE = 20_000
-"""Objects that were made and live on, as the collector counts: by the thousand."""
+"""Objects that have outlived the short looks. What comes and goes, as with a large answer of the API, is none
+of these."""
 LATE = 50_000
 """A look at so many takes some 30 ms."""
 AT_MOST = 20
@@ -32,8 +33,11 @@ class Garbage:
     def __init__(self, moved: Callable[[], int]) -> None:
         """``moved``: bytes that were read and written so far; asked while a look is due."""
         self._moved = moved
-        self._due = self._late = 0
-        """In looks at the middle generation, which is what the interpreter counts; 0 = not settled."""
+        self._settled = False
+        self._looks = 0
+        """Short looks that had let something grow old when ``_old`` was counted."""
+        self._old = 0
+        """Objects that are old and not set aside."""
         self._partial = 0
         """Looks since the last complete one."""
         self._quiet = 0
@@ -43,28 +47,33 @@ class Garbage:
         """What lives now lives for good: set it aside, and look by the rules above from now on."""
         young, middle, _ = gc.get_threshold()
         gc.set_threshold(young, middle, _NEVER)
-        self._due = max(1, DUE // (young * middle))
-        self._late = max(1, LATE // (young * middle))
         self._complete()
+        self._settled = True
         gc.enable()
 
     def tick(self) -> None:
         """A second has passed."""
         looks = gc.get_count()[2]
-        if not self._due or looks < self._due:
+        if self._settled and looks != self._looks:
+            self._looks = looks
+            self._old = len(gc.get_objects(generation=2))  # 5 ns each
+        if self._old < DUE:
             return
         seen = looks, self._moved()
         self._quiet = self._quiet + 1 if seen == self._seen else 0
         self._seen = seen
-        if self._quiet >= QUIET_TICKS or (looks >= self._late and self._partial >= AT_MOST):
+        if self._quiet >= QUIET_TICKS or (self._old >= LATE and self._partial >= AT_MOST):
             self._complete()
-        elif looks >= self._late:
+        elif self._old >= LATE:
             self._partial += 1
-            gc.collect()
-            gc.freeze()
+            self._look()
 
     def _complete(self) -> None:
         gc.unfreeze()
+        self._look()
+        self._partial = self._quiet = 0
+
+    def _look(self) -> None:
         gc.collect()
         gc.freeze()
-        self._partial = self._quiet = 0
+        self._looks = self._old = 0

@@ -75,6 +75,17 @@ def test_little_growth_is_not_worth_a_look(collector: Garbage) -> None:
     assert kept and knot() is not None
 
 
+def test_what_comes_and_goes_is_no_growth(collector: Garbage) -> None:
+    """A large answer of the API, say."""
+    knot = old_knot()
+    for _ in range(10):
+        grow(garbage.LATE)
+        collector.tick()
+    for _ in range(garbage.QUIET_TICKS + 1):
+        collector.tick()
+    assert knot() is not None
+
+
 def test_no_look_while_data_is_moved(collector: Garbage, traffic: Traffic) -> None:
     knot = old_knot()
     kept = grow(garbage.DUE + garbage.DUE // 2)
