@@ -2,7 +2,8 @@
 
 ``python -m bench.profile parts`` times the pieces of a command in this process, each as the best of many
 short runs, which other work on the machine hardly touches. ``python -m bench.profile WORKLOAD [SUBJECT]``
-takes a subject through a workload of ``make bench`` under perf and shows what its time was spent in.
+takes a subject through a workload of ``make bench`` under perf and shows what its time was spent in; with
+``--functions`` in which Python functions, under py-spy.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import timeit
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -99,21 +101,33 @@ def commands(peer: MemoryPeer, keys: dict[str, str], *, read: bool) -> bytes:
     return stream
 
 
-def record(name: str, workload: str, seconds: float, directory: Path) -> None:
-    """perf over the server process while the client runs; no hardware counters are needed."""
+def watch(
+    name: str, workload: str, seconds: float, directory: Path, watcher: Callable[[int, float], list[str]]
+) -> None:
+    """Run the watcher's command, made of process and seconds, over the server while the client runs."""
     work = next((work for work in WORKLOADS if work.name == workload), None)
     if work is None:
         sys.exit(f"there are: parts, {', '.join(work.name for work in WORKLOADS)}")
-    image, found = directory / "image", directory / "perf.data"
+    image = directory / "image"
     make_image(image, 256)
     subject = SUBJECTS[name](image, directory / name)
     try:
         subject.start()
-        perf = ["perf", "record", "-q", "-F", "4000", "-e", "cpu-clock", "-o", str(found)]
-        with subprocess.Popen([*perf, "-p", str(subject.pid), "--", "sleep", str(2 * seconds + 2)]):
+        with subprocess.Popen(watcher(subject.pid, 2 * seconds + 2), stdout=subprocess.DEVNULL):
             print(measure(subject, work, seconds), flush=True)
     finally:
         subject.stop()
+
+
+def libraries_and_symbols(name: str, workload: str, seconds: float, directory: Path) -> None:
+    """By perf; no hardware counters are needed."""
+    found = directory / "perf.data"
+
+    def perf(pid: int, seconds: float) -> list[str]:
+        record = ["perf", "record", "-q", "-F", "4000", "-e", "cpu-clock", "-o", str(found)]
+        return [*record, "-p", str(pid), "--", "sleep", str(seconds)]
+
+    watch(name, workload, seconds, directory, perf)
     for sort in ("dso", "symbol"):
         report = [
             "perf",
@@ -129,17 +143,37 @@ def record(name: str, workload: str, seconds: float, directory: Path) -> None:
         subprocess.run(report, stderr=subprocess.DEVNULL, env={**os.environ, "PAGER": "cat"}, check=True)
 
 
+def functions(name: str, workload: str, seconds: float, directory: Path) -> None:
+    """By py-spy (``pip install py-spy``): what a function does itself, system calls among it."""
+    found = directory / "py-spy.raw"
+
+    def py_spy(pid: int, seconds: float) -> list[str]:
+        record = ["py-spy", "record", "-r", "500", "--nonblocking", "--function", "-f", "raw"]
+        return [*record, "-d", str(round(seconds)), "-o", str(found), "-p", str(pid)]
+
+    watch(name, workload, seconds, directory, py_spy)
+    samples: Counter[str] = Counter()
+    for line in found.read_text(encoding="utf-8").splitlines():
+        stack, _, count = line.rpartition(" ")
+        samples[stack.rpartition(";")[2]] += int(count)
+    total = samples.total()
+    for function, count in samples.most_common(20):
+        print(f"{count / total:7.1%}  {function}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
     parser.add_argument("workload", help="parts, or a workload of make bench")
     parser.add_argument("subject", nargs="?", default="ours", choices=list(SUBJECTS))
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--functions", action="store_true", help="Python functions, by py-spy, not perf")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="iscsi-profile-") as directory:
         if options.workload == "parts":
             parts(Path(directory))
         else:
-            record(options.subject, options.workload, options.seconds, Path(directory))
+            show = functions if options.functions else libraries_and_symbols
+            show(options.subject, options.workload, options.seconds, Path(directory))
 
 
 if __name__ == "__main__":

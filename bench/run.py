@@ -188,8 +188,8 @@ def main() -> int:
     about["load average after"] = os.getloadavg()[1]
     names = [subject.name for subject in running]
     heading = (
-        f"{about['processor']}, {about['cores']} cores, Linux {about['kernel']} ({about['congestion control']}), "
-        f"Python {about['python']}; "
+        f"{about['processor']}, {about['cores']} cores, Linux {about['kernel']}, "
+        f"{about['congestion control']}, Python {about['python']}; "
         f"median of {options.rounds} × {options.seconds:g} s, interleaved; {about['time'][:10]}; "
         f"load average {about['load average before']:.1f} before, {about['load average after']:.1f} after."
     )
