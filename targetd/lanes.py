@@ -131,6 +131,7 @@ class Lane:
             if item is not None:
                 work, done = item
                 post(done, work())
+                del item, work, done  # while it waits it would keep a command, and the data of a WRITE
                 continue
             with self._lock:
                 if queue.empty():
