@@ -7,7 +7,8 @@ does not by itself (its short looks at what is new go on as ever), but:
 1. what lives when the daemon is ready is set aside (``gc.freeze``);
 2. once ``DUE`` objects have come since, a complete look is taken in a moment in which nobody moves data;
 3. where there is no such moment, ``LATE`` objects get a look of their own, and are set aside with the rest;
-4. what is set aside may become garbage too: after ``AT_MOST`` of those, the next is complete anyway.
+4. what is set aside so may become garbage too, as sessions do: the next quiet moment brings a complete look,
+   and after ``AT_MOST`` without one it is taken anyway.
 """
 
 import gc
@@ -57,7 +58,7 @@ class Garbage:
         if self._settled and looks != self._looks:
             self._looks = looks
             self._old = len(gc.get_objects(generation=2))  # 5 ns each
-        if self._old < DUE:
+        if self._old < DUE and not self._partial:
             return
         seen = looks, self._moved()
         self._quiet = self._quiet + 1 if seen == self._seen else 0
