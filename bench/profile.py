@@ -144,7 +144,8 @@ def libraries_and_symbols(name: str, workload: str, seconds: float, directory: P
 
 
 def functions(name: str, workload: str, seconds: float, directory: Path) -> None:
-    """By py-spy (``pip install py-spy``): what a function does itself, system calls among it."""
+    """By py-spy (``pip install py-spy``): what a function does itself, system calls among it, but for the
+    loop's wait."""
     found = directory / "py-spy.raw"
 
     def py_spy(pid: int, seconds: float) -> list[str]:
@@ -155,7 +156,9 @@ def functions(name: str, workload: str, seconds: float, directory: Path) -> None
     samples: Counter[str] = Counter()
     for line in found.read_text(encoding="utf-8").splitlines():
         stack, _, count = line.rpartition(" ")
-        samples[stack.rpartition(";")[2]] += int(count)
+        function = stack.rpartition(";")[2]
+        if not function.startswith("_Selector.select"):
+            samples[function] += int(count)
     total = samples.total()
     for function, count in samples.most_common(20):
         print(f"{count / total:7.1%}  {function}")
