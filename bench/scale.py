@@ -29,7 +29,7 @@ from bench.workloads import (
 
 IDLE_S = 10.0
 SETTLE_S = 7.0
-"""What the logins left to do is no part of being idle: a look for garbage in the fourth quiet second, 0.1 s."""
+"""What logins left to do is no part of being idle: a look for garbage in the fourth quiet second, 0.1 s."""
 LISTS = 5
 """Of each kind."""
 READS = next(work for work in WORKLOADS if work.name == "4k-randread-qd32-load")
