@@ -51,8 +51,8 @@ its accept to its end: a flood of them delays the others by twice that, where wi
 thousand may be ready at once."""
 
 
-LONGEST_S = 50e-6
-"""How long epoll is asked again at most before sleeping."""
+LONGEST_S = 200e-6
+"""How long epoll is asked again at most before sleeping; KVM's and haltpoll's default."""
 SHORTEST_S = 10e-6
 PREEMPTED_S = 100e-6
 """Between two questions, which take 1 µs: others need this core."""

@@ -1,13 +1,14 @@
 """The loop that serves data connections inside its wait, beside all that asyncio does."""
 
 import asyncio
+import math
 import socket
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
-from targetd.loop import AT_ONCE, LONGEST_S, NEWCOMERS_AT_ONCE, REST_S, Loop, Patience
+from targetd.loop import AT_ONCE, LONGEST_S, NEWCOMERS_AT_ONCE, REST_S, SHORTEST_S, Loop, Patience
 
 
 @pytest.fixture
@@ -205,7 +206,8 @@ def test_asking_again_goes_on_while_answers_come_soon() -> None:
     """KVM's rule: longer after an answer that came soon, not at all after one that did not."""
     patience = Patience(cores=2)
     assert patience.window == 0
-    for _ in range(5):
+    doublings = math.ceil(math.log2(LONGEST_S / SHORTEST_S))
+    for _ in range(1 + doublings):
         patience.waited(LONGEST_S * 0.9, now=1)
     assert patience.window == LONGEST_S
     patience.waited(LONGEST_S * 1.1, now=1)
