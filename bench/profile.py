@@ -171,6 +171,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--functions", action="store_true", help="Python functions, by py-spy, not perf")
     options = parser.parse_args()
+    if options.functions and (options.workload == "parts" or options.subject != "ours"):
+        parser.error("--functions: only of ours, and under a workload")
     with tempfile.TemporaryDirectory(prefix="iscsi-profile-") as directory:
         if options.workload == "parts":
             parts(Path(directory))

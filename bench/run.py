@@ -54,7 +54,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        # bbr makes large transfers over loopback dearer than cubic does (PROFILE.md).
+        # bbr makes large transfers over loopback dearer than reno does (PROFILE.md).
         "congestion control": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         "load average before": os.getloadavg()[1],
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

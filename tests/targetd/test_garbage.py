@@ -129,7 +129,7 @@ def test_what_was_set_aside_does_not_pile_up_where_no_moment_is_quiet(
         traffic.bytes += 4096
         if look == 1:
             del knot
-        assert (gone() is None) is False
+        assert gone() is not None
         collector.tick()
     assert gone() is None
 
