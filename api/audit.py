@@ -15,8 +15,8 @@ from aiohttp import web
 
 from api.auth import USER
 from api.errors import Handler
+from targetd.config import GLOBALS, Configuration, diff, objects, rules
 from targetd.interface import Edit, Engine
-from targetd.model import GLOBALS, Configuration, diff, objects, rules
 
 __all__ = ["MASK", "audit", "audited", "note"]
 

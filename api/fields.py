@@ -1,6 +1,6 @@
 """The resources as the wire has them: one table each (api-semantics §5).
 
-A row names the attribute in ``targetd.model``, its name on the wire and what it means to a user. Type,
+A row names the attribute in ``targetd.config``, its name on the wire and what it means to a user. Type,
 default, bounds and choices are the model's and are not repeated here. Wire names appear in this file and
 nowhere else in the daemon.
 """
@@ -8,7 +8,7 @@ nowhere else in the daemon.
 from typing import Final
 
 from api.schema import Declaration, Field, as_nullable
-from targetd.model import (
+from targetd.config import (
     GLOBALS,
     AuthCredential,
     Extent,

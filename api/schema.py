@@ -1,6 +1,6 @@
 """How a resource is shown on the wire, and what follows from the declaration.
 
-What a field may hold is declared once, beside the field, in ``targetd.model``; ``model.rules`` gives that
+What a field may hold is declared once, beside the field, in ``targetd.config``; ``model.rules`` gives that
 back as data. A ``Field`` here adds what only the wire knows: the name there, the help text, spellings that
 are accepted besides. A ``Declaration`` puts both together and gives everything else: typed values from a
 JSON body with *all* field errors, the body of an answer, the wire names of errors, the JSON schemas of the
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
 from typing import Any, Final
 
-from targetd.model import (
+from targetd.config import (
     GLOBALS,
     NOT_A_NUMBER,
     REQUIRED,

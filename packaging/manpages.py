@@ -14,8 +14,8 @@ import typer.main
 
 from targetd.ctl import PROGRAM as CTL
 from targetd.ctl.operations import app
-from targetd.options import DECLARED, PROGRAM
-from targetd.reload import LIVE
+from targetd.daemon.options import DECLARED, PROGRAM
+from targetd.daemon.reload import LIVE
 
 HERE = Path(__file__).parent
 PLAIN = {"…": "...", "–": "-", "’": "'", "“": '"', "”": '"', "×": "x", "µ": "u", "§": "section "}

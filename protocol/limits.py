@@ -13,7 +13,7 @@ A number here is ours. What an operator sets, or both sides negotiate, bounds th
                                      commands of a connection, MAX_IN_FLIGHT
     replies that wait to be read     of small commands, the command window; of large ones, MAX_IN_FLIGHT
 
-How many connections the process takes at all, before it knows from whom, is ``targetd.limits``.
+How many connections the process takes at all, before it knows from whom, is ``targetd.net.admission``.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from targetd.options import PROGRAM, UsageError, describe, parse, version
+from targetd.daemon.options import PROGRAM, UsageError, describe, parse, version
 
 __all__ = ["main"]
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     # Until all is built nothing becomes garbage, and looking for it costs; daemon._serve allows it again.
     gc.disable()
-    from targetd.daemon import run
+    from targetd.daemon.main import run
 
     return run(command.options)
 

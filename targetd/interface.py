@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from targetd.model import Configuration
+from targetd.config import Configuration
 
 __all__ = [
     "LATENCY_BOUNDS_S",

@@ -5,7 +5,7 @@ from typing import Any
 
 from api.fields import AUTH_CREDENTIAL
 from api.resources.collection import CollectionResource, Draft
-from targetd.model import Configuration
+from targetd.config import Configuration
 
 __all__ = ["AuthCredentialResource"]
 

@@ -19,8 +19,7 @@ from api.bodies import content_range, filters, matches, page, read_object, sorti
 from api.errors import FieldsError, NotFoundError, answer
 from api.routing import Operation, Router
 from api.schema import Declaration, coerce
-from targetd.interface import Edit, Engine
-from targetd.model import (
+from targetd.config import (
     WHOLE,
     Collection,
     ConfigError,
@@ -34,6 +33,7 @@ from targetd.model import (
     replace_object,
     validate,
 )
+from targetd.interface import Edit, Engine
 
 __all__ = ["PREFIX", "CollectionResource", "Draft"]
 

@@ -10,6 +10,7 @@ from api.bodies import content_range, page
 from api.errors import BadRequestError, answer
 from api.resources.collection import LIST_PARAMETERS, PREFIX
 from api.routing import Operation, Router
+from targetd.config import MAX_NAME_BYTES
 from targetd.interface import (
     LATENCY_BOUNDS_S,
     Engine,
@@ -18,7 +19,6 @@ from targetd.interface import (
     SessionStatistics,
     UnitStatistics,
 )
-from targetd.model import MAX_NAME_BYTES
 
 __all__ = ["DiagnosisResource"]
 

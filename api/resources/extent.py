@@ -23,8 +23,7 @@ from api.resources.collection import CollectionResource, Draft, wants_discard
 from api.resources.diagnosis import WORK_PATH
 from api.routing import Operation, Router
 from api.schema import ALL, coerce
-from targetd.interface import MAX_SANITIZE_PASSES, SANITIZE_METHODS
-from targetd.model import (
+from targetd.config import (
     REQUIRED,
     SIZED,
     VOLATILE,
@@ -35,6 +34,7 @@ from targetd.model import (
     next_id,
     rules,
 )
+from targetd.interface import MAX_SANITIZE_PASSES, SANITIZE_METHODS
 
 __all__ = ["ExtentResource"]
 

@@ -10,8 +10,8 @@ from api.errors import FieldsError, answer
 from api.fields import GLOBAL_CONFIGURATION
 from api.resources.collection import PREFIX
 from api.routing import Operation, Router
+from targetd.config import ConfigError, Configuration, GlobalConfiguration, validate
 from targetd.interface import Engine
-from targetd.model import ConfigError, Configuration, GlobalConfiguration, validate
 
 __all__ = ["GlobalConfigurationResource"]
 

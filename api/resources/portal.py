@@ -4,7 +4,7 @@ from typing import Any
 
 from api.fields import PORTAL
 from api.resources.tagged import TaggedResource
-from targetd.model import Configuration
+from targetd.config import Configuration
 
 __all__ = ["PortalResource"]
 

@@ -10,8 +10,8 @@ from api.errors import FieldsError, NotFoundError, OperationFailedError, answer
 from api.resources.collection import LIST_PARAMETERS, PREFIX
 from api.routing import Operation, Router
 from api.schema import coerce
+from targetd.config import REQUIRED, ConfigError, Configuration
 from targetd.interface import Engine
-from targetd.model import REQUIRED, ConfigError, Configuration
 
 __all__ = ["SERVICE_ID", "SERVICE_NAME", "ServiceResource"]
 

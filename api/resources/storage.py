@@ -18,8 +18,8 @@ from api.errors import ApiError, FieldsError, NotFoundError, OperationFailedErro
 from api.resources.collection import LIST_PARAMETERS, PREFIX
 from api.routing import Operation, Router
 from api.schema import coerce
+from targetd.config import REQUIRED
 from targetd.interface import Dataset, Engine, Storage, StorageError, Volume
-from targetd.model import REQUIRED
 
 __all__ = ["StorageResource"]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 from api.resources.collection import CollectionResource
-from targetd.model import Configuration, InitiatorGroup, Portal, next_tag, objects
+from targetd.config import Configuration, InitiatorGroup, Portal, next_tag, objects
 
 __all__ = ["TaggedResource"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from api.fields import TARGET
 from api.resources.collection import CollectionResource, Draft
-from targetd.model import (
+from targetd.config import (
     REQUIRED,
     ConfigError,
     Configuration,

@@ -5,7 +5,7 @@ from typing import Any
 
 from api.fields import LUN_MAPPING
 from api.resources.collection import CollectionResource
-from targetd.model import Configuration, next_lun
+from targetd.config import Configuration, next_lun
 
 __all__ = ["TargetToExtentResource"]
 

@@ -20,7 +20,7 @@ from api.errors import FieldsError, NotFoundError, answer
 from api.resources.collection import LIST_PARAMETERS, PREFIX
 from api.routing import Operation, Router
 from api.schema import coerce
-from targetd.model import REQUIRED
+from targetd.config import REQUIRED
 
 __all__ = ["Keeper", "UsersResource"]
 

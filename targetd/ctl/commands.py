@@ -21,7 +21,7 @@ from targetd.ctl import document as documents
 from targetd.ctl import output
 from targetd.ctl.client import Client, CtlError, FieldsError, UsageError
 from targetd.ctl.resources import BY_COLLECTION, GLOBALS, RESOURCES, Resource, option_name
-from targetd.options import version
+from targetd.daemon.options import version
 
 __all__ = ["app"]
 

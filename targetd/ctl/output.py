@@ -10,7 +10,7 @@ from typing import Any
 
 from api.schema import Column
 from targetd.ctl.resources import Resource, field_name
-from targetd.logs import clean
+from targetd.system.logs import clean
 
 __all__ = [
     "MASK",

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from targetd.ctl.client import Client
-from targetd.logs import clean
+from targetd.system.logs import clean
 
 __all__ = ["during", "watch"]
 

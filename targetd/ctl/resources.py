@@ -20,8 +20,8 @@ from api.fields import (
     TARGET_GROUP,
 )
 from api.schema import Column, Declaration
+from targetd.config import rules
 from targetd.ctl.client import Client, CtlError, UsageError
-from targetd.model import rules
 
 __all__ = ["BY_COLLECTION", "GLOBALS", "RESOURCES", "Resource", "field_name", "option_name"]
 

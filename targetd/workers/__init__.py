@@ -17,7 +17,7 @@ Rules:
 * A worker that ends takes its targets' sessions along and nothing else. It is started again with what is in
   force then. Workers end with the front, however that ends.
 
-``messages`` what is said; ``link`` how it travels; ``shares`` who owns what; ``seats`` the one count that all
-share; ``worker`` the process itself; ``member`` one worker as the front sees it; ``reception`` how the front
-reads a login; ``fleet`` the ``Engine``.
+``messages`` what is said; ``link`` how it travels; ``placement`` who owns what; ``quota`` the one count that
+all share; ``worker`` the process itself; ``handle`` one worker as the front sees it; ``handover`` how the
+front reads a login; ``supervisor`` the ``Engine``.
 """

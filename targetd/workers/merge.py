@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from targetd.interface import Latency, PortalStatistics, ProcessStatistics, Statistics
-from targetd.workers.member import Member
+from targetd.workers.handle import Member
 
 __all__ = ["merged", "with_base"]
 

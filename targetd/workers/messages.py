@@ -12,7 +12,7 @@ from typing import Any
 
 from protocol.scsi import registrations
 from targetd import interface
-from targetd.model import (
+from targetd.config import (
     Collection,
     Configuration,
     GlobalConfiguration,

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from protocol.scsi.registrations import State
-from targetd import logs
+from targetd.config import ConfigError, Configuration
+from targetd.engine.runtime import Runtime
 from targetd.interface import Statistics
-from targetd.keeper import UNITS, StoreError
-from targetd.limits import Doorkeeper, Limits, Visitor
-from targetd.loop import Loop
-from targetd.model import ConfigError, Configuration
-from targetd.runtime import Runtime
-from targetd.server import Begun
+from targetd.net.admission import Doorkeeper, Limits, Visitor
+from targetd.net.loop import Loop
+from targetd.net.server import Begun
+from targetd.persistence.interface import UNITS, StoreError
+from targetd.system import logs
 from targetd.workers.link import Link
 from targetd.workers.messages import (
     Adopt,
@@ -40,8 +40,8 @@ from targetd.workers.messages import (
     Prepared,
     Start,
 )
-from targetd.workers.processes import measure
-from targetd.workers.seats import Seats, SharedSessions
+from targetd.workers.process_stats import measure
+from targetd.workers.quota import Seats, SharedSessions
 
 __all__ = ["SERVICES", "serve"]
 

@@ -6,6 +6,7 @@ What the real one finds on disk is said in advance: ``refuse`` makes the next ed
 import asyncio
 from collections.abc import AsyncIterator, Collection
 
+from targetd.config import ConfigError, Configuration, fresh, validate
 from targetd.interface import (
     Edit,
     Event,
@@ -16,7 +17,6 @@ from targetd.interface import (
     Statistics,
     Work,
 )
-from targetd.model import ConfigError, Configuration, fresh, validate
 
 
 class MemoryEngine:

@@ -6,7 +6,7 @@ import pytest
 
 from api.fields import DECLARATIONS
 from api.schema import Declaration
-from targetd.model import GLOBALS, validate
+from targetd.config import GLOBALS, validate
 from tests.api.conftest import Api
 
 VALUES: list[Any] = [

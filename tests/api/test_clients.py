@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from targetd.model import full_name, mappings_by_target
+from targetd.config import full_name, mappings_by_target
 from tests.api.conftest import BASE, Api
 
 ISCSI = "/api/v1.0/services/iscsi"

@@ -11,7 +11,7 @@ import api.auth
 from api.auth import Account, Authenticator, hash_password, verify_password
 from api.errors import TooManyFailuresError, UnauthorizedError
 from api.server import unfold
-from targetd.model import ConfigError
+from targetd.config import ConfigError
 from tests.api.conftest import BASE, PASSWORD, Api, basic
 
 TOKEN = base64.b64encode(f"root:{PASSWORD}".encode()).decode()

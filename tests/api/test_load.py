@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import replace
 
-from targetd.model import (
+from targetd.config import (
     Configuration,
     Extent,
     LunMapping,

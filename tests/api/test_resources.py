@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from api.fields import DECLARATIONS
-from targetd.interface import ConnectionStatus, Edit, SessionStatus
-from targetd.model import (
+from targetd.config import (
     COLLECTIONS,
     GLOBALS,
     ConfigError,
@@ -16,6 +15,7 @@ from targetd.model import (
     replace_object,
     rules,
 )
+from targetd.interface import ConnectionStatus, Edit, SessionStatus
 from tests.api.conftest import Api
 
 REQUIRED = "This field is required."

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from targetd.keeper import UNITS
+from targetd.persistence.interface import UNITS
 from tests import cdbs
 from tests.daemon import Daemon
 from tests.faults.kit import eventually

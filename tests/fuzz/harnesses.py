@@ -31,8 +31,8 @@ from protocol.enums import AuthMethod, Opcode
 from protocol.events import LoginRefused
 from protocol.limits import KEPT_COST
 from protocol.textkeys import TextError, parse, read_binary, read_number
-from targetd.luc import Conversation, Policy
-from targetd.model import validate
+from targetd.config import validate
+from targetd.luc.protocol import Conversation, Policy
 from tests.api.engine import MemoryEngine
 from tests.initiator import ConnectionClosed, LoginFailed, MemoryPeer, Pdu, frame
 from tests.protocol.target import TARGET, Endpoint, MemoryTarget, connection_of
@@ -513,7 +513,7 @@ DRIVES: dict[str, str] = {
     "parameter_lists": "protocol/scsi/provisioning.py protocol/scsi/mode.py protocol/scsi/reserve.py"
     " protocol/scsi/thirdparty.py protocol/scsi/odx.py",
     "text_keys": "protocol/textkeys.py",
-    "luc_lines": "targetd/luc.py",
+    "luc_lines": "targetd/luc/protocol.py",
     "api_bodies": "api/fields.py api/errors.py api/resources/*.py",
 }
 """Harness → the modules that it is for."""

@@ -88,7 +88,7 @@ class Endpoint:
         return self.connection.data_to_send()
 
     def serve(self) -> None:
-        """Carry out what has become ready, as ``targetd.server.Channel`` does."""
+        """Carry out what has become ready, as ``targetd.net.server.Channel`` does."""
         while events := self.connection.take_events():
             for event in events:
                 if isinstance(event, Task):

@@ -17,7 +17,7 @@ import pytest
 from protocol import bhs
 from protocol.enums import LoginStatus
 from protocol.limits import LoginLimits
-from targetd.limits import LOG_EVERY_S, Doorkeeper, Limits, neighbourhood
+from targetd.net.admission import LOG_EVERY_S, Doorkeeper, Limits, neighbourhood
 from tests.daemon import HOST, Daemon
 from tests.initiator import LoginFailed, MemoryPeer, SocketInitiator
 from tests.protocol.target import TARGET, MemoryTarget, connection_of

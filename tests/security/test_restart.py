@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from protocol.enums import AsyncEvent, ScsiStatus
-from targetd.listeners import Listeners, inherited
+from targetd.net.inherited_sockets import Listeners, inherited
 from tests.daemon import HOST, Daemon, Disk
 from tests.initiator import ConnectionClosed, LoginFailed, SocketInitiator
 from tests.security.manager import Manager

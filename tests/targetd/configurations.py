@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from targetd.model import (
+from targetd.config import (
     COLLECTIONS,
     AuthCredential,
     Configuration,

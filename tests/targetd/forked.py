@@ -89,7 +89,7 @@ def main() -> None:
     Answers with two lines: its process id, and, when it has ended, its exit status.
     """
     from targetd.__main__ import main as serve
-    from targetd.daemon import run  # noqa: F401  # loads all that a daemon needs
+    from targetd.daemon.main import run  # noqa: F401  # loads all that a daemon needs
 
     for line in sys.stdin:
         output, *arguments = json.loads(line)

@@ -8,8 +8,8 @@ import pytest
 
 from protocol.scsi.device import LogicalUnit
 from protocol.session import Session
-from targetd.counters import Counters, LatencyCounter, command_name, kind_of_end, login_status_name
 from targetd.interface import LATENCY_BOUNDS_S
+from targetd.net.counters import Counters, LatencyCounter, command_name, kind_of_end, login_status_name
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import stat
 from pathlib import Path
 
-from targetd.durable import write_private
+from targetd.persistence.durable import write_private
 from tests.faults.fusefs import faulty_fs
 
 TEXT = "secret\n".rjust(1024)

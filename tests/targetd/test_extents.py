@@ -12,8 +12,8 @@ from protocol.scsi.reservations import Reservations
 from protocol.scsi.sense import Sense
 from storage.base import Space
 from storage.memory import Memory
-from targetd.extents import SPACE_ARMED_S, SPACE_IDLE_S, LiveExtent, UnitKey
-from targetd.model import Extent
+from targetd.config import Extent
+from targetd.engine.extents import SPACE_ARMED_S, SPACE_IDLE_S, LiveExtent, UnitKey
 
 MIB = 1 << 20
 

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from targetd.keeper import StoreError
-from targetd.loop import Loop
-from targetd.model import (
+from targetd.config import (
     ConfigError,
     Configuration,
     Extent,
@@ -25,8 +23,10 @@ from targetd.model import (
     make_naa,
     next_id,
 )
-from targetd.store import Store
-from targetd.workers.fleet import HUNG, Fleet
+from targetd.net.loop import Loop
+from targetd.persistence.interface import StoreError
+from targetd.persistence.store import Store
+from targetd.workers.supervisor import HUNG, Fleet
 from tests.daemon import HOST, free_ports
 from tests.initiator import SocketInitiator
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from targetd import garbage
-from targetd.garbage import Garbage
+from targetd.system import gc_schedule as garbage
+from targetd.system.gc_schedule import Garbage
 
 
 class Knot:

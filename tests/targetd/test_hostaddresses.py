@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from targetd.hostaddresses import HostAddresses
+from targetd.net.host_addresses import HostAddresses
 from tests.network import Network, needs_networks
 
 pytestmark = needs_networks

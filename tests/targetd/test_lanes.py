@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from targetd import lanes
-from targetd.lanes import Completions, Lane
+from targetd.system import threads as lanes
+from targetd.system.threads import Completions, Lane
 
 LIMIT_S = 10.0
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from targetd.logs import JsonFormatter, TextFormatter, bind, set_up
+from targetd.system.logs import JsonFormatter, TextFormatter, bind, set_up
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from targetd.loop import AT_ONCE, LONGEST_S, NEWCOMERS_AT_ONCE, REST_S, SHORTEST_S, Loop, Patience
+from targetd.net.loop import AT_ONCE, LONGEST_S, NEWCOMERS_AT_ONCE, REST_S, SHORTEST_S, Loop, Patience
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from protocol import chap
 from protocol.access import Credential
 from targetd.interface import ConnectionStatus, LunStatus, SessionStatus
-from targetd.luc import MAX_FAILURES, MAX_LINE, VERSION, Conversation, Policy, split_words
+from targetd.luc.protocol import MAX_FAILURES, MAX_LINE, VERSION, Conversation, Policy, split_words
 
 DISK = "iqn.2011-03.example:disk"
 TRAY = "iqn.2011-03.example:tray"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from targetd import model
-from targetd.model import (
+from targetd import config as model
+from targetd.config import (
     COLLECTIONS,
     TARGETS_BY_NAME,
     AuthCredential,
@@ -43,9 +43,9 @@ from targetd.model import (
     split_address,
     validate,
 )
-from targetd.model.checks import _EXTENTS_BY_PATH, _UNIQUE
-from targetd.model.edits import _evolve
-from targetd.model.lookups import REFERRING
+from targetd.config.editing import _evolve
+from targetd.config.indexes import REFERRING
+from targetd.config.validation import _EXTENTS_BY_PATH, _UNIQUE
 from tests.targetd.configurations import extent, small
 
 # -- Text forms ----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from targetd.model import (
+from targetd.config import (
     GLOBALS,
     WHOLE,
     AuthCredential,

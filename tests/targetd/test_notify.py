@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from targetd.notify import notify, ready, status, stopping
+from targetd.system.notify import notify, ready, status, stopping
 
 
 @pytest.fixture(params=["path", "abstract"])

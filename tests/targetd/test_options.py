@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from targetd.options import DECLARED, Address, Options, UsageError, describe, parse
+from targetd.daemon.options import DECLARED, Address, Options, UsageError, describe, parse
 from tests.certificates import make_certificate
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -3,8 +3,8 @@
 import asyncio
 import threading
 
-from targetd.lanes import Completions
-from targetd.patrol import Patrol
+from targetd.engine.media_probe import Patrol
+from targetd.system.threads import Completions
 
 
 async def test_jobs_are_done_in_order_by_one_thread() -> None:

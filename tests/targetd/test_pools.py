@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from targetd.interface import StorageError
-from targetd.pools import VOLUME_BLOCK, VOLUMES, Pools, volume_file
+from targetd.volumes import VOLUME_BLOCK, VOLUMES, Pools, volume_file
 from tests.daemon import HOST, Daemon
 from tests.initiator import SocketInitiator
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from targetd.model import (
+from targetd.config import (
     COLLECTIONS,
     ConfigError,
     Configuration,
@@ -21,7 +21,7 @@ from targetd.model import (
     replace_object,
 )
 from targetd.workers.messages import Delta
-from targetd.workers.shares import OWNED, Move, Part, Shares, coming, leaving, share_of_front
+from targetd.workers.placement import OWNED, Move, Part, Shares, coming, leaving, share_of_front
 from tests.targetd.configurations import extent, small
 
 WORKERS = 3

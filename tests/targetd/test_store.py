@@ -21,10 +21,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, given, settings
 
-from targetd import migrations
-from targetd.keeper import UNITS
-from targetd.model import Configuration, Target, add, fresh, next_id, remove, validate
-from targetd.store import METADATA, Store, StoreError
+from targetd.config import Configuration, Target, add, fresh, next_id, remove, validate
+from targetd.persistence import migrations
+from targetd.persistence.interface import UNITS
+from targetd.persistence.store import METADATA, Store, StoreError
 from tests.targetd.configurations import any_configuration, extent, small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -220,8 +220,8 @@ SAVES_IN_A_LOOP = """
 import asyncio, sys
 from pathlib import Path
 from typing import Any
-from targetd.model import Configuration, LunMapping, Target, add, next_id, remove
-from targetd.store import Store
+from targetd.config import Configuration, LunMapping, Target, add, next_id, remove
+from targetd.persistence.store import Store
 from tests.targetd.configurations import extent
 
 async def main():
@@ -513,7 +513,7 @@ def test_the_newest_migration_is_the_one_the_program_asks_for() -> None:
 def test_an_ordinary_start_does_not_load_the_migration_tool(path: Path) -> None:
     """Restart: listening again in less than a second (design.md §6)."""
     program = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom targetd.store import Store\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom targetd.persistence.store import Store\n"
         "asyncio.run(Store.open(Path(sys.argv[1])))\nprint('alembic' in sys.modules)"
     )
     answer = subprocess.run(

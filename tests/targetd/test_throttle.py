@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from targetd.throttle import BURST_S, Throttle
+from targetd.engine.throttle import BURST_S, Throttle
 
 
 class Clock:

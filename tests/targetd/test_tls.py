@@ -6,7 +6,7 @@ import socket
 import ssl
 from pathlib import Path
 
-from targetd.tls import Certificate
+from targetd.system.tls import Certificate
 from tests.certificates import make_certificate
 from tests.daemon import HOST, Daemon
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from protocol.scsi.registrations import State, Type
+from targetd.config import Configuration
 from targetd.interface import Event
-from targetd.loop import Loop
-from targetd.model import Configuration
+from targetd.net.loop import Loop
 from targetd.workers.link import Link
 from targetd.workers.messages import Adopt, Answer, Ask, Delta, Happened, Prepared, decode, encode
-from targetd.workers.seats import Seats, make_file
+from targetd.workers.quota import Seats, make_file
 from tests.targetd.configurations import small
 
 

@@ -19,7 +19,8 @@ WATCHED = ("Channel", "Connection", "Session", "Task", "Burst", "Transfer", "Log
 
 def census(number: int, frame: FrameType | None) -> None:
     """Runs on the loop's thread, between two instructions of its."""
-    gc.unfreeze()  # targetd/garbage.py: what is set aside is alive too, or garbage that nobody has looked at
+    # targetd/system/gc_schedule.py: what is set aside is alive too, or garbage that nobody has looked at
+    gc.unfreeze()
     gc.collect()
     kinds = Counter(
         kind.__name__

@@ -1,0 +1,1 @@
+"""The live configuration: targets, extents and logical units as they are served."""

@@ -1,0 +1,290 @@
+"""Live extents and their logical units: from the configuration's words to open backends.
+
+``LiveExtent`` is one extent, open: its backend, its workers, its reservations, and a ``LogicalUnit`` for
+every way in which targets show it. Most extents are shown one way; a second appears where two targets
+differ in block size, serial number or write protection (api-semantics §5.2). The units of an extent share
+its backend and its reservations.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from protocol.scsi.device import LogicalUnit, UnitConfig
+from protocol.scsi.reservations import Reservations
+from protocol.scsi.taskset import Throttle
+from storage.base import Backend, Space
+from storage.open import ExtentKind, ExtentSpec, PathError, open_backend, resolve_path
+from targetd.config import ConfigError, Extent, ExtentType, LunMapping, Target
+from targetd.system.threads import Lane
+from targetd.volumes import volume_file
+
+__all__ = ["LiveExtent", "UnitKey", "check_path", "open_extent", "spec_of", "unit_key"]
+
+
+KINDS: Mapping[ExtentType, ExtentKind] = {
+    "File": "file",
+    "Disk": "device",
+    "Device": "device",
+    "ZVOL": "zvol",
+    "ZFS Volume": "zvol",
+    "Memory": "memory",
+    "Null": "null",
+}
+
+PRODUCT = "iSCSI Disk"
+VOLATILE_PRODUCTS: Mapping[ExtentType, str] = {"Memory": "VOLATILE MEMORY", "Null": "VOLATILE NULL"}
+"""PRODUCT IDENTIFICATION (SPC-4 §6.4.2) of what nobody shall take for a disk."""
+
+ROTATION: Mapping[str, int] = {"Unknown": 0, "SSD": 1}
+"""``rpm`` → MEDIUM ROTATION RATE of VPD B1h; the other values are numbers (api-semantics §5.2)."""
+
+MUST_NOT_EXIST = "There is a file under this path already."
+SPACE_ARMED_S = 5.0
+"""How often a medium is asked how full it is, when that can reach a threshold: soon enough to act on it."""
+SPACE_IDLE_S = 60.0
+"""The same where it is only for those who look."""
+
+MUST_EXIST = "The file must exist if the extent size is set to auto (0)"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitKey:
+    """What may differ between two targets that show the same extent."""
+
+    block_size: int
+    serial: str
+    read_only: bool
+
+
+def unit_key(extent: Extent, target: Target, mapping: LunMapping) -> UnitKey:
+    """How ``target`` shows ``extent`` (api-semantics §5.2: who wins where both have a say)."""
+    serial = extent.serial
+    if not extent.serial_given and target.serial_given:
+        serial = f"{target.serial}{mapping.lun}"
+    return UnitKey(
+        block_size=extent.block_size if target.logical_block_size == 512 else target.logical_block_size,
+        serial=serial,
+        read_only=extent.read_only or target.flags == "ro",
+    )
+
+
+def unit_config(
+    extent: Extent, key: UnitKey, backend: Backend | None, threshold: int | None = None
+) -> UnitConfig:
+    """The logical unit's settings, from the extent's fields and what its medium is.
+
+    ``threshold``: of an extent that has none of its own.
+    """
+    physical = backend.geometry.physical_block_size if backend is not None else 4096
+    exponent = max((physical // key.block_size).bit_length() - 1, 0)
+    return UnitConfig(
+        name=extent.name,
+        serial=key.serial,
+        naa=extent.naa,
+        vendor="FreeBSD" if extent.legacy else "TARGETD",
+        product=VOLATILE_PRODUCTS.get(extent.type, PRODUCT),
+        block_size=key.block_size,
+        physical_block_exponent=0 if extent.physical_block_size_hidden else exponent,
+        read_only=key.read_only,
+        rotation_rate=_rotation_rate(extent, backend),
+        xen=extent.xen,
+        # what was taken beforehand is not given back: it was taken so that no write fails for want of it
+        thin=not extent.allocate,
+        insecure_tpc=extent.insecure_tpc,
+        removable=extent.removable,
+        threshold=threshold if extent.avail_threshold is None else extent.avail_threshold,
+    )
+
+
+def _rotation_rate(extent: Extent, backend: Backend | None) -> int:
+    """As the operator says; what he does not know of a device the kernel may, if not how fast it turns."""
+    if extent.rpm == "Unknown" and backend is not None and backend.geometry.rotational is False:
+        return ROTATION["SSD"]
+    return ROTATION[extent.rpm] if extent.rpm in ROTATION else int(extent.rpm)
+
+
+def spec_of(extent: Extent, pools: Mapping[str, Path]) -> ExtentSpec:
+    """What to open for an extent; a volume of a directory pool is a file that must be there."""
+    volume = volume_file(extent.path, pools)
+    if volume is not None:
+        return ExtentSpec(kind="file", path=str(volume), read_only=extent.read_only)
+    return ExtentSpec(
+        kind=KINDS[extent.type],
+        path=extent.path,
+        size_bytes=extent.size_bytes,
+        read_only=extent.read_only,
+        create=extent.type == "File",
+        allocate=extent.type == "File" and extent.allocate,
+    )
+
+
+def check_path(
+    extent: Extent, roots: Sequence[Path], pools: Mapping[str, Path], *, new: bool = False
+) -> None:
+    """Where a file extent may live, and whether a volume is there; ``new``: a file must not be. Worker
+    threads only.
+
+    Raises:
+        ConfigError: on ``path``.
+    """
+    if extent.type != "File":
+        volume = volume_file(extent.path, pools)
+        if volume is not None and not volume.is_file():
+            message = f'Zvol "{extent.path.removeprefix("/dev/zvol/")}" does not exist'
+            raise ConfigError.one("extents", "path", message, extent.id)
+        return
+    try:
+        real = resolve_path(extent.path, roots)
+    except PathError as error:
+        raise ConfigError.one("extents", "path", str(error), extent.id) from None
+    if new:
+        if os.path.lexists(extent.path):
+            raise ConfigError.one("extents", "path", MUST_NOT_EXIST, extent.id)
+    elif not extent.size_bytes and not real.exists():
+        raise ConfigError.one("extents", "path", MUST_EXIST, extent.id)
+
+
+def open_extent(extent: Extent, pools: Mapping[str, Path], allocated: Callable[[int], None]) -> Backend:
+    """Open the medium of an extent that an operator is writing now. Worker threads only.
+
+    Args:
+        allocated: hears how many bytes have been taken, where all of them shall be.
+
+    Raises:
+        ConfigError: on ``path``, with the reason in words.
+    """
+    try:
+        return open_backend(spec_of(extent, pools), allocated)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError.one("extents", "path", f"{extent.path}: {reason}.", extent.id) from None
+    except ValueError as error:
+        raise ConfigError.one("extents", "path", str(error), extent.id) from None
+
+
+class LiveExtent:
+    """One extent of the configuration in force."""
+
+    def __init__(
+        self,
+        extent: Extent,
+        backend: Backend | None,
+        lane: Lane,
+        reservations: Reservations,
+        make_unit: Callable[["LiveExtent", UnitConfig], LogicalUnit],
+        threshold: int | None = None,
+    ) -> None:
+        """``threshold``: of extents that have none of their own."""
+        self.extent = extent
+        self.threshold = threshold
+        self.backend = backend
+        self.lane = lane
+        self.reservations = reservations
+        self.units: dict[UnitKey, LogicalUnit] = {}
+        self._make_unit = make_unit
+        self.missing = ""
+        """Why there is no medium, or why it is gone; empty while there is one."""
+        self.throttle: Throttle | None = None
+        """I/O limits, while there are any."""
+        self.looking = False
+        """Someone is looking at the medium, or for it."""
+        self.told = "ok"
+        """The status that was told last."""
+        self.lost_writes = 0
+        """As far as the units know of them."""
+        self._next_space = 0.0
+        self._measuring = False
+
+    @property
+    def medium(self) -> Backend | None:
+        """What the units work on: nothing while the medium is gone, even though its opening is kept."""
+        return None if self.missing else self.backend
+
+    @property
+    def status(self) -> str:
+        """``ok``, or what is wrong in words for the operator."""
+        if self.missing:
+            return self.missing
+        return self.backend.status if self.backend is not None else "not open"
+
+    @property
+    def in_use(self) -> bool:
+        """A session could be reading or writing it."""
+        return any(unit.nexuses for unit in self.units.values())
+
+    def unit(self, key: UnitKey) -> LogicalUnit:
+        """The unit that shows the extent this way; made when it is wanted first."""
+        unit = self.units.get(key)
+        if unit is None:
+            unit = self._make_unit(self, unit_config(self.extent, key, self.medium, self.threshold))
+            unit.limit(self.throttle)
+            self.units[key] = unit
+        return unit
+
+    def keep_units(self, keys: set[UnitKey]) -> None:
+        """Forget the units that no target shows any more."""
+        for key in self.units.keys() - keys:
+            self.reservations.units.discard(self.units.pop(key))
+
+    def rekey(self, renamed: Mapping[UnitKey, UnitKey]) -> None:
+        """A unit goes on under another key: its sessions see a change, not another unit."""
+        for old, new in renamed.items():
+            if old in self.units and new not in self.units:
+                self.units[new] = self.units.pop(old)
+
+    def update(self, extent: Extent, backend: Backend | None) -> None:
+        """Take over changed settings or another medium, and tell the units."""
+        self.extent = extent
+        self.backend = backend
+        self.show()
+
+    def show(self) -> None:
+        """Tell the units what their medium is now."""
+        medium = self.medium
+        for key, unit in self.units.items():
+            unit.reconfigure(unit_config(self.extent, key, medium, self.threshold), medium)
+
+    def measure_space(self, now: float) -> None:
+        """Now and then, while somebody uses it, look how full the medium is, and let the units know.
+
+        On the lane: what is asked may wait for the medium. A medium that does not answer is not asked again.
+        """
+        backend = self.medium
+        if now < self._next_space:
+            return
+        self._next_space = now + SPACE_ARMED_S
+        if self._measuring or backend is None or not self.in_use:
+            return
+        if all(unit.config.threshold is None for unit in self.units.values()):
+            self._next_space = now + SPACE_IDLE_S
+        self._measuring = True
+
+        def done(space: Space | None) -> None:
+            self._measuring = False
+            if space is not None and self.medium is backend:
+                for unit in self.units.values():
+                    unit.note_space(space)
+
+        self.lane.run(partial(_space, backend), done)
+
+    def limit(self, throttle: Throttle | None) -> None:
+        """Other I/O limits, or none."""
+        self.throttle = throttle
+        for unit in self.units.values():
+            unit.limit(throttle)
+
+    def proceed(self) -> None:
+        """What waited for the I/O limits may go on."""
+        for unit in self.units.values():
+            unit.proceed()
+
+
+def _space(backend: Backend) -> Space | None:
+    """On a worker."""
+    try:
+        return backend.space()
+    except OSError:
+        return None  # commands meet the same, and say it

@@ -1,0 +1,1166 @@
+"""The live engine: the configuration in force, made of open backends, logical units, targets and portals.
+
+``apply`` is the only way in which anything changes (style.md, "How one REST PUT flows")::
+
+    edit      the old configuration → the new one; whatever is wrong is said now
+    prepare   everything the new one needs that the old one has not: files made, media opened, ports bound.
+              On workers where it may wait; what fails undoes what was prepared, and nothing has changed
+    save      one transaction of the store
+    swap      plain assignment, on the event loop, that cannot fail
+    drain     the rest of the old: sessions asked to log out, media closed, files deleted
+
+Changes are serialised by a lock; each sees the result of the one before. Knows neither HTTP nor SQL.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from protocol.management import forget_aborted
+from protocol.scsi import sanitize
+from protocol.scsi.device import LogicalUnit, Reset, UnitConfig
+from protocol.scsi.device import Target as ScsiTarget
+from protocol.scsi.registrations import State as ReservationState
+from protocol.scsi.request import GOOD, Nexus, Outcome
+from protocol.scsi.reservations import KEPT_AS as RESERVATIONS_KEPT_AS
+from protocol.scsi.reservations import Reservations
+from protocol.session import Session, SessionTable
+from storage.base import TICK_INTERVAL_S, Backend
+from storage.open import Created, ExtentSpec, clone_file, open_backend
+from targetd.config import (
+    WHOLE,
+    Changes,
+    ConfigError,
+    Configuration,
+    Extent,
+    Portal,
+    diff,
+    full_name,
+    groups_by_target,
+    mappings_by_extent,
+    mappings_by_target,
+    target_named,
+    validate,
+)
+from targetd.engine.extents import LiveExtent, UnitKey, check_path, open_extent, spec_of, unit_key
+from targetd.engine.media_probe import Job, Patrol
+from targetd.engine.reports import explanation, lun_statuses, session_status, unit_statistics, work_under_way
+from targetd.engine.throttle import Throttle
+from targetd.interface import (
+    SANITIZE_METHODS,
+    Edit,
+    Event,
+    Explanation,
+    LoginFailure,
+    LunStatus,
+    ServiceState,
+    SessionStatus,
+    Statistics,
+    Work,
+)
+from targetd.luc.server import ControllerServer
+from targetd.net.access import View
+from targetd.net.host_addresses import HostAddresses
+from targetd.net.inherited_sockets import Listeners
+from targetd.net.loop import Loop
+from targetd.net.portals import Bound, Portals
+from targetd.net.server import Channel, Server
+from targetd.persistence.interface import UNITS, Keeper, Records, StoreError
+from targetd.system.gc_schedule import Garbage
+from targetd.system.threads import Completions, Lane, off_loop
+
+__all__ = ["Runtime"]
+
+log = logging.getLogger("targetd.runtime")
+
+LOGOUT_S = 3
+"""How long initiators of a removed target or portal, or at shutdown, have to log out when asked to."""
+
+NEGOTIATE_S = 10
+"""How long an initiator that is asked to negotiate anew has until its Text Request (RFC 7143 §11.9.1)."""
+
+LOOK_S = 2.0
+"""How often a medium that is missing or has a fault is looked at."""
+
+SURVEY_S = 10.0
+"""How often one that seems well and has sessions is: for a new size, another file under the name. What its
+own descriptor can tell is known earlier, by ``Backend.tick``."""
+
+START_PATIENCE_S = 3.0
+"""How long the start waits for media that do not answer before it goes on without them."""
+
+PREPARE_PATIENCE_S = 25.0
+"""How long a change waits for a medium that it opens; others wait behind it. ZFS may take 10 s to show the
+device of a new volume, and as long to say what it is."""
+
+RETIRE_PATIENCE_S = 3.0
+"""How long a change waits until a medium that it removes is flushed and closed; then it goes on meanwhile."""
+
+PAUSE_PATIENCE_S = 5.0
+"""How long a snapshot waits for the writes under way."""
+
+STILL_THERE = frozenset(
+    (
+        errno.EIO,
+        errno.EREMOTEIO,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.ENOMEM,
+        errno.EAGAIN,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ETIMEDOUT,
+    )
+)
+"""What ``Backend.refresh`` may raise for a medium that is there and fails: its commands tell the truth each
+for itself. Anything else, and it is gone."""
+
+KEPT_FAILURES = 200
+"""Refused logins that are remembered: an hour of one that tries every 20 s."""
+
+MAX_WAITING_EVENTS = 1000
+"""Events that a slow reader of the stream may be behind before it loses the oldest."""
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """What a change needs and the old configuration has not. ``undo`` gives all of it back."""
+
+    backends: dict[int, Backend] = field(default_factory=dict)
+    """Extent id → newly opened."""
+    made: list[Path] = field(default_factory=list)
+    """Files that did not exist before."""
+    portals: Bound = field(default_factory=Bound)
+    missing: dict[int, str] = field(default_factory=dict)
+    """Extent id → why its medium could not be opened."""
+    controller: asyncio.Server | None = None
+    """The logical unit controller's new listener."""
+
+    def undo(self) -> None:
+        """On a worker."""
+        if self.controller is not None:
+            self.controller.get_loop().call_soon_threadsafe(self.controller.close)
+        self.portals.undo()
+        for backend in self.backends.values():
+            backend.close()
+        for path in self.made:
+            path.unlink(missing_ok=True)
+
+
+class Runtime:
+    """Implements ``targetd.interface.Engine``."""
+
+    def __init__(
+        self,
+        store: Keeper,
+        extent_roots: Sequence[Path],
+        loop: Loop,
+        pools: Mapping[str, Path] | None = None,
+        *,
+        listens: bool = True,
+        sessions: SessionTable | None = None,
+        listeners: Listeners | None = None,
+    ) -> None:
+        """
+        Args:
+            extent_roots: where File extents may live.
+            pools: directory pools by name.
+            listens: False: another process has the portals and the logical unit controller.
+            sessions: as ``Server`` takes it.
+            listeners: where the sockets of portals come from.
+        """
+        self._store = store
+        self.extent_roots = tuple(extent_roots)
+        """Where File extents that are made or changed from now on may live."""
+        self._pools = dict(pools or {})
+        self._listens = listens
+        self._loop = loop
+        self._lock = asyncio.Lock()
+        self._config = Configuration()
+        self._extents: dict[int, LiveExtent] = {}
+        self._allocated: dict[int, tuple[Extent, int]] = {}
+        """Extents whose space is being taken, by id: how many bytes of it. Written by the worker at it."""
+        self._targets: dict[int, ScsiTarget] = {}
+        self._subscribers: set[asyncio.Queue[Event]] = set()
+        self._housekeeping: set[asyncio.Task[None]] = set()
+        self._kept = Records()
+        self._next_backend_tick = 0.0
+        self._next_look = self._next_survey = 0.0
+        self._failures: deque[LoginFailure] = deque(maxlen=KEPT_FAILURES)
+        self._stopping = False
+        self._changes = self._changes_failed = self._events_lost = 0
+        self._save_s = self._save_longest_s = 0.0
+        self.server = Server(loop, lambda: self._view, self._note, self._tick, sessions=sessions)
+        self.server.sessions.ended = self._session_ended
+        self.portals = Portals(self.server, self.announce, listeners or Listeners())
+        self._addresses = HostAddresses(loop, self.portals.changed)
+        self._view = View(self._config, self._targets, self.portals.absent)
+        self.controller = ControllerServer(self)
+        self._completions = Completions(loop, self.server.flush_stirred)
+        self._patrol = Patrol(loop, self._completions)
+        self._spare_lane = Lane(self._completions, "absent", 1)
+        self._garbage = Garbage(self._bytes_moved)
+
+    # -- the engine interface -----------------------------------------------------------------
+
+    @property
+    def configuration(self) -> Configuration:
+        return self._config
+
+    async def apply(
+        self, edit: Edit, *, discard_files: frozenset[int] = frozenset(), clone_of: int | None = None
+    ) -> Configuration:
+        """See ``Engine.apply``. ``discard_files``: extents whose file is deleted once they are gone."""
+        async with self._lock:
+            old = self._config
+            new = edit(old)
+            if new is old:
+                return old
+            validate(new, old)
+            await self._carry_out(new, discard_files, clone_of)
+            self.announce_change(old, new)
+            return new
+
+    async def carry_out(
+        self, new: Configuration, discard_files: frozenset[int] = frozenset(), clone_of: int | None = None
+    ) -> None:
+        """``apply`` for one of several processes: what all of them have was validated as a whole, and is
+        announced as a whole."""
+        async with self._lock:
+            await self._carry_out(new, discard_files, clone_of)
+
+    async def _carry_out(
+        self, new: Configuration, discard_files: frozenset[int], clone_of: int | None
+    ) -> None:
+        old = self._config
+        changes = diff(old, new)
+        clone = await self._clone(clone_of, changes) if clone_of is not None else None
+        prepared = await self._prepared(old, new, changes, clone)
+        try:
+            await self._prepare_listeners(new, prepared)
+            await self._save(old, new)
+        except BaseException:
+            self._changes_failed += 1
+            await off_loop(prepared.undo)
+            raise
+        retired = self._swap(old, new, changes, prepared)
+        gone = (old.extents[id] for id in discard_files if id not in new.extents)
+        doomed = [Path(extent.path) for extent in gone if extent.type == "File"]  # never a device's node
+        await self._retired(retired, doomed)
+
+    def announce_change(self, old: Configuration, new: Configuration) -> None:
+        """Tell the readers of the event stream what a change did."""
+        self.announce(
+            "configuration",
+            globals=old.globals != new.globals or old.service_enabled != new.service_enabled,
+            changed={
+                collection: {"written": sorted(change.written), "removed": sorted(change.removed)}
+                for collection, change in diff(old, new).items()
+            },
+        )
+
+    async def _save(self, old: Configuration, new: Configuration) -> None:
+        began = self._loop.time()
+        await self._store.save(old, new)
+        elapsed_s = self._loop.time() - began
+        self._changes += 1
+        self._save_s += elapsed_s
+        self._save_longest_s = max(elapsed_s, self._save_longest_s)
+
+    def service_state(self) -> ServiceState:
+        return ServiceState(self._config.service_enabled, bool(self.server.listeners))
+
+    async def sessions(self) -> list[SessionStatus]:
+        now = self._loop.time()
+        names = {id(live): target_id for target_id, live in self._targets.items()}
+        return [session_status(session, names, now) for session in self.server.sessions.sessions.values()]
+
+    async def drop(self, session_id: int, reason: str) -> bool:
+        session = self.server.sessions.sessions.get(session_id)
+        if session is None:
+            return False
+        await self._log_out([session], reason)
+        return True
+
+    async def negotiate(self, session_id: int) -> bool:
+        session = self.server.sessions.sessions.get(session_id)
+        if session is None:
+            return False
+        for connection in list(session.connections.values()):
+            connection.now = self._loop.time()
+            connection.request_negotiation(NEGOTIATE_S)
+        self.server.flush_stirred()
+        return True
+
+    async def statistics(self) -> Statistics:
+        counters = self.server.counters
+        portals: dict[int, tuple[list[Channel], list[Session]]] = {
+            portal_id: ([], []) for portal_id in self._config.portals
+        }
+        for channel in self.server.channels:
+            portals.setdefault(channel.portal_id, ([], []))[0].append(channel)
+        sessions = list(self.server.sessions.sessions.values())
+        for session in sessions:
+            portals.setdefault(session.grant.target_portal_group_tag, ([], []))[1].append(session)
+        extents = self._extents.values()
+        return Statistics(
+            units=tuple(unit_statistics(extents, self._targets.values(), counters.latency_of)),
+            sessions=tuple(map(counters.of_session, sessions)),
+            portals=tuple(
+                counters.of_portal(portal_id, len(channels), open_ones, self.portals.count_absent(portal_id))
+                for portal_id, (channels, open_ones) in portals.items()
+            ),
+            changes=self._changes,
+            changes_failed=self._changes_failed,
+            save_s=self._save_s,
+            save_longest_s=self._save_longest_s,
+            loop_lag_s=counters.loop_lag_s,
+            loop_lag_longest_s=counters.loop_lag_longest_s,
+            events_lost=self._events_lost,
+            work=tuple(work_under_way(extents, list(self._allocated.values()))),
+        )
+
+    async def extent_statuses(self, extent_ids: Collection[int]) -> dict[int, str]:
+        return {id: self._extents[id].status if id in self._extents else "ok" for id in extent_ids}
+
+    def portal_status(self, portal_id: int) -> str:
+        portal = self._config.portals.get(portal_id)
+        return self.portals.status(portal) if portal is not None else "ok"
+
+    async def login_failures(self) -> list[LoginFailure]:
+        return list(reversed(self._failures))
+
+    async def explain(
+        self, initiator_name: str, address: str, target: str = "", portal_id: int | None = None
+    ) -> list[Explanation]:
+        config = self._config
+        wanted = target.lower()
+        return [
+            explanation(self._view, portal, configured, initiator_name, address, self._obstacle(portal))
+            for portal in config.portals.values()
+            if portal_id in (None, portal.id)
+            for configured in config.targets.values()
+            if not wanted or wanted in (full_name(config.globals, configured), configured.name.lower())
+        ]
+
+    def _obstacle(self, portal: Portal) -> str:
+        """Why nobody can log in through a portal; empty: they can."""
+        if not self._config.service_enabled:
+            return "the service is stopped"
+        return self.portals.obstacle(portal) if self._listens else ""
+
+    # -- what the logical unit controller asks for --------------------------------------------
+
+    async def luns(self, target_name: str) -> dict[int, LunStatus] | None:
+        """The logical units of a target; None: there is no such target."""
+        target = target_named(self._config, target_name)
+        if target is None:
+            return None
+        return lun_statuses(self._config, target.id, self._targets[target.id])
+
+    async def reset_lun(self, target_name: str, lun: int) -> None:
+        """LOGICAL UNIT RESET, if the unit is there."""
+        unit = self._lun(target_name, lun)
+        if unit is not None:
+            for request in unit.reset(None, Reset.LOGICAL_UNIT):
+                forget_aborted(request)
+            self.server.flush_stirred()
+
+    async def load_lun(self, target_name: str, lun: int, loaded: bool) -> None:
+        """Load or eject the medium, if the unit is there."""
+        unit = self._lun(target_name, lun)
+        if unit is not None:
+            unit.load(loaded, None)
+            self.server.flush_stirred()
+
+    def _lun(self, target_name: str, lun: int) -> LogicalUnit | None:
+        target = target_named(self._config, target_name)
+        return self._targets[target.id].luns.get(lun) if target is not None else None
+
+    async def events(self) -> AsyncIterator[Event]:
+        queue: asyncio.Queue[Event] = asyncio.Queue(MAX_WAITING_EVENTS)
+        self._subscribers.add(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._subscribers.discard(queue)
+
+    # -- start and end ------------------------------------------------------------------------
+
+    async def start(self, config: Configuration) -> None:
+        """Bring up a stored configuration. A medium that is missing leaves its LUN there and not ready.
+
+        Raises:
+            ConfigError: a portal cannot be bound for another reason than that its address is not there
+            yet; nothing listens then.
+        """
+        self._kept = Records(await self._store.items(UNITS))
+        await self._bring_up(config)
+        if self._listens:
+            self._keep_running(self._addresses.open())
+
+    async def _bring_up(self, config: Configuration) -> None:
+        """Make this the configuration in force, its new extents opened as they were left."""
+        old = self._config
+        prepared = await self._open_stored(
+            [extent for extent in config.extents.values() if extent.id not in old.extents]
+        )
+        try:
+            await self._prepare_listeners(config, prepared)
+        except BaseException:
+            await off_loop(prepared.undo)
+            raise
+        await self._retired(self._swap(old, config, diff(old, config), prepared), [])
+
+    # -- targets that move between processes ----------------------------------------------------
+
+    async def hand_on(self, new: Configuration) -> dict[int, ReservationState]:
+        """Let go of the targets and extents that ``new`` lacks: another process shall have them.
+
+        Their initiators are asked to log out first, and what they still have under way is over, or has lost
+        its medium, when this returns.
+
+        Returns:
+            Extent id → its persistent reservation, kept for power losses or not.
+        """
+        async with self._lock:
+            old = self._config
+            gone = [live for id, live in self._targets.items() if id not in new.targets]
+            table = self.server.sessions
+            leaving = [session for session in table.sessions.values() if session.target in gone]
+            await self._log_out(leaving, "target moved")
+            for channel in list(self.server.channels):
+                if channel.connection.session is None:  # it may be about to have a session on one of them
+                    channel.drop("target moved")
+            lost = old.extents.keys() - new.extents.keys()
+            for id in lost:
+                for unit in self._extents[id].units.values():
+                    sanitize.stop(unit)
+            states = {id: self._extents[id].reservations.state for id in lost}
+            retired = self._swap(old, new, diff(old, new), _Prepared())
+            await self._retired(retired, [])
+            return states
+
+    async def take_over(
+        self, new: Configuration, kept: Mapping[str, bytes], states: Mapping[int, ReservationState]
+    ) -> None:
+        """Bring up what another process has let go of.
+
+        Args:
+            kept: what its extents had kept in the store.
+            states: as ``hand_on`` gave them.
+        """
+        async with self._lock:
+            self._kept.update(kept)
+            await self._bring_up(new)
+            for id, state in states.items():
+                self._extents[id].reservations.take_over(state)
+
+    async def stop(self) -> None:
+        """Stop accepting, ask initiators to log out, finish what runs, flush every extent, close."""
+        self._stopping = True
+        self.controller.close()
+        self._addresses.close()
+        self.portals.close()
+        await self._log_out(list(self.server.sessions.sessions.values()), "shutdown", wait=True)
+        self.server.close()
+        for live in self._extents.values():
+            for unit in live.units.values():
+                sanitize.stop(unit)
+        started = time.monotonic()
+        flushes = {
+            asyncio.create_task(off_loop(_flush_and_close, live.backend)): live.extent.name
+            for live in self._extents.values()
+            if live.backend is not None
+        }
+        if flushes:
+            done, late = await asyncio.wait(flushes, timeout=5)
+            failed = {task: error for task in done if (error := task.exception()) is not None}
+            for task, error in failed.items():
+                log.error("extent %s could not be flushed: %s", flushes[task], error)
+            for task in late:
+                log.error("extent %s: its medium does not answer; not flushed", flushes[task])
+            log.info(
+                "%d extents flushed in %.2f s%s",
+                len(done) - len(failed),
+                time.monotonic() - started,
+                f", {len(late)} still waiting for their medium" if late else "",
+            )
+
+    # -- prepare: on a worker -----------------------------------------------------------------
+
+    def _prepare_extents(self, old: Configuration, new: Configuration, changes: Changes) -> _Prepared:
+        prepared = _Prepared()
+        written = changes["extents"].written if "extents" in changes else {}
+        try:
+            for extent in written.values():
+                assert isinstance(extent, Extent)
+                before = old.extents.get(extent.id)
+                if before is not None and spec_of(before, self._pools) == spec_of(extent, self._pools):
+                    continue
+                self._prepare_extent(before, extent, prepared)
+        except BaseException:
+            prepared.undo()
+            raise
+        return prepared
+
+    def _prepare_extent(self, before: Extent | None, extent: Extent, prepared: _Prepared) -> None:
+        """Open what the extent shall be from now on. A medium that is open already may be opened again
+        beside itself, with another size or protection; the old opening goes when the change is certain."""
+        check_path(extent, self.extent_roots, self._pools)
+        fresh = extent.type == "File" and not os.path.lexists(extent.path)
+
+        def allocated(done: int) -> None:
+            self._allocated[extent.id] = extent, done
+
+        try:
+            if extent.allocate:
+                allocated(0)
+            backend = open_extent(extent, self._pools, allocated)
+        finally:
+            self._allocated.pop(extent.id, None)
+        prepared.backends[extent.id] = backend
+        if fresh:
+            prepared.made.append(Path(extent.path))
+        live = self._extents.get(extent.id)
+        if live is None or live.backend is None or not live.in_use:
+            return
+        size, had = backend.geometry.size_bytes, live.backend.geometry.size_bytes
+        if size < had:
+            raise ConfigError.one(
+                "extents", "file_size", f"The extent is in use and cannot shrink from {had} to {size} bytes.",
+                extent.id,
+            )  # fmt: skip
+
+    async def _prepared(
+        self,
+        old: Configuration,
+        new: Configuration,
+        changes: Changes,
+        clone: Created | None,
+    ) -> _Prepared:
+        """``_prepare_extents`` on a worker, as long as there is hope. A clone that was made is undone too."""
+        written = changes["extents"].written if "extents" in changes else {}
+        if not written:
+            return _Prepared()
+        work = asyncio.ensure_future(off_loop(self._prepare_extents, old, new, changes))
+        allocates = any(isinstance(extent, Extent) and extent.allocate for extent in written.values())
+        try:
+            await asyncio.wait({work}, timeout=None if allocates else PREPARE_PATIENCE_S)
+            if not work.done():
+                self._keep_running(_undo_late(work))
+                raise ConfigError.one(
+                    "extents", "path", "The medium does not answer.", next(iter(written))
+                )  # fmt: skip
+            prepared = work.result()
+        except BaseException:
+            if clone is not None:
+                await off_loop(clone.undo)
+            raise
+        if clone is not None and clone.file is not None:
+            prepared.made.append(clone.file)
+        return prepared
+
+    async def _clone(self, source_id: int, changes: Changes) -> Created:
+        """Make the file of the one extent that the change adds share the blocks of another's file.
+
+        Between the commands: what was answered before is in it, what is written later is not.
+
+        Raises:
+            ConfigError: it cannot be; nothing was made.
+        """
+        (extent,) = changes["extents"].written.values()
+        assert isinstance(extent, Extent)
+        live = self._extents[source_id]
+        backend = live.medium
+        if backend is None:
+            raise ConfigError.one("extents", WHOLE, f"The extent is not ready: {live.status}.", extent.id)
+        unit = next(iter(live.units.values()), None)
+        if unit is not None and unit.locked is not None:
+            raise ConfigError.one("extents", WHOLE, "The extent is being sanitized.", extent.id)
+        await off_loop(partial(check_path, new=True), extent, self.extent_roots, self._pools)
+        still = asyncio.Event()
+        pause = None
+        try:
+            work = asyncio.ensure_future(off_loop(backend.flush))  # so that the pause is short
+            if not await _in_time(work, PREPARE_PATIENCE_S):
+                raise ConfigError.one("extents", "path", "The medium does not answer.", extent.id)
+            if unit is not None:
+                pause = unit.hold_still(still.set)
+                try:
+                    await asyncio.wait_for(still.wait(), PAUSE_PATIENCE_S)
+                except TimeoutError:
+                    message = "Writes to the extent do not come to an end; its medium hangs."
+                    raise ConfigError.one("extents", WHOLE, message, extent.id) from None
+            return await off_loop(clone_file, backend, extent.path)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ConfigError.one("extents", "path", f"{extent.path}: {reason}.", extent.id) from None
+        finally:
+            if unit is not None and pause is not None:
+                unit.go_on(pause)
+                self.server.flush_stirred()
+
+    async def _retired(self, backends: list[Backend], doomed: list[Path]) -> None:
+        """Let go of what nobody needs any more; a medium that does not answer is left to itself."""
+        if backends or doomed:
+            work = self._keep_running(off_loop(_retire, backends, doomed))
+            await asyncio.wait({work}, timeout=RETIRE_PATIENCE_S)
+
+    async def _open_stored(self, extents: Sequence[Extent]) -> _Prepared:
+        """At start a missing medium is no error of the configuration, and one that hangs keeps nobody."""
+        prepared = _Prepared()
+        waiting = {extent.id: extent for extent in extents}
+        all_done = asyncio.Event()
+
+        def opened(extent: Extent, result: Backend | OSError | ValueError) -> None:
+            if extent.id not in waiting:  # too late; it will be looked for again
+                if isinstance(result, Backend):
+                    self._keep_running(off_loop(result.close))
+                return
+            del waiting[extent.id]
+            if isinstance(result, Backend):
+                prepared.backends[extent.id] = result
+            else:
+                prepared.missing[extent.id] = _reason(result)
+                log.error("extent %s: %s: %s; its LUNs are not ready", extent.name, extent.path, result)
+            if not waiting:
+                all_done.set()
+
+        self._patrol.add(
+            (partial(_opened, self._existing(extent)), partial(opened, extent)) for extent in extents
+        )
+        left = len(waiting)
+        while waiting:
+            try:
+                await asyncio.wait_for(all_done.wait(), START_PATIENCE_S)
+            except TimeoutError:
+                if len(waiting) == left and not self._patrol.waiting:
+                    break
+                left = len(waiting)
+        for extent in waiting.values():
+            prepared.missing[extent.id] = "the medium does not answer"
+            log.error("extent %s: %s does not answer; its LUNs are not ready", extent.name, extent.path)
+        waiting.clear()
+        return prepared
+
+    async def _prepare_listeners(self, new: Configuration, prepared: _Prepared) -> None:
+        """What connections come in through: addresses of portals, the logical unit controller's."""
+        if self._listens:
+            prepared.portals = self.portals.prepare(new)
+            prepared.controller = await self.controller.prepare(new)
+
+    # -- swap: cannot fail --------------------------------------------------------------------
+
+    def _swap(
+        self,
+        old: Configuration,
+        new: Configuration,
+        changes: Changes,
+        prepared: _Prepared,
+    ) -> list[Backend]:
+        """Make ``new`` the configuration in force. Returns backends that nobody needs any more."""
+        retired = self._swap_extents(old, new, changes, prepared)
+        gone = self._swap_targets(old, new, changes)
+        self._config = new
+        self._view = View(new, self._targets, self.portals.absent)
+        table = self.server.sessions
+        table.max_sessions = new.globals.max_sessions
+        if self._listens:
+            self.portals.swap(new, prepared.portals)
+            self.controller.swap(new, prepared.controller)
+        leaving = [session for session in table.sessions.values() if session.target in gone]
+        if not new.service_enabled:
+            leaving = list(table.sessions.values())
+        if leaving:
+            self._keep_running(self._log_out(leaving, "target removed" if new.service_enabled else "stopped"))
+        for channel in self.server.channels:
+            channel.connection.io_timeout_s = new.globals.io_timeout_s
+            channel.connection.nop_interval_s = new.globals.nop_in_interval_s
+        self.server.flush_stirred()
+        return retired
+
+    def _swap_extents(
+        self,
+        old: Configuration,
+        new: Configuration,
+        changes: Changes,
+        prepared: _Prepared,
+    ) -> list[Backend]:
+        retired: list[Backend] = []
+        if old.globals.pool_avail_threshold != new.globals.pool_avail_threshold:
+            for live in self._extents.values():
+                live.threshold = new.globals.pool_avail_threshold
+                live.show()
+        change = changes.get("extents")
+        if change is None:
+            return retired
+        self._kept.forget(change.removed)
+        for id in change.removed:
+            live = self._extents.pop(id)
+            live.lane.close()
+            if live.backend is not None:
+                retired.append(live.backend)
+        for extent in change.written.values():
+            assert isinstance(extent, Extent)
+            live_or_none = self._extents.get(extent.id)
+            backend = prepared.backends.get(extent.id)
+            if live_or_none is None:
+                missing = prepared.missing.get(extent.id, "")
+                self._extents[extent.id] = self._new_extent(extent, backend, new, missing)
+                continue
+            live = live_or_none
+            if backend is not None and live.backend is not None:
+                retired.append(live.backend)
+            if backend is not None:
+                live.missing = ""
+                live.lost_writes = backend.lost_writes
+            live.rekey(_renamed_keys(old, live.extent, new, extent))
+            live.update(extent, backend or live.backend)
+            self._limit(live)
+        return retired
+
+    def _limit(self, live: LiveExtent) -> None:
+        """Put the extent's I/O limits in force."""
+        limits = live.extent.iops_limit, live.extent.bandwidth_limit
+        throttle = live.throttle
+        if not any(limits):
+            if isinstance(throttle, Throttle):
+                throttle.close()
+                live.limit(None)
+        elif not isinstance(throttle, Throttle):
+
+            def released() -> None:
+                live.proceed()
+                self.server.flush_stirred()
+
+            live.limit(Throttle(*limits, released, self._loop))
+        elif throttle.limits != limits:
+            throttle.change(*limits)
+            live.proceed()
+
+    def _new_extent(
+        self, extent: Extent, backend: Backend | None, config: Configuration, missing: str = ""
+    ) -> LiveExtent:
+        lane = Lane(self._completions, f"extent-{extent.id}")
+        reservations = Reservations(self._kept.of(extent.id).get(RESERVATIONS_KEPT_AS))
+        reservations.target_port_groups = self._target_port_groups
+        threshold = config.globals.pool_avail_threshold
+        live = LiveExtent(extent, backend, lane, reservations, self._make_unit, threshold)
+        if backend is None:
+            live.missing = missing or "not found when the daemon started"
+        live.told = live.status
+        self._limit(live)
+        return live
+
+    def _make_unit(self, live: LiveExtent, config: UnitConfig) -> LogicalUnit:
+        unit = LogicalUnit(
+            config,
+            live.medium,
+            live.lane,
+            reservations=live.reservations,
+            now=time.time,
+            keep=partial(self._keep, live.extent.id),
+            kept=dict(self._kept.of(live.extent.id)),
+        )
+        unit.deliver = self.server.deliver
+        unit.aborted = forget_aborted
+        for sibling in live.units.values():
+            unit.share_medium(sibling)
+        live.reservations.units.add(unit)
+        sanitize.resume(unit)
+        return unit
+
+    def _target_port_groups(self, nexus: Nexus) -> tuple[int, ...]:
+        """The portal groups through which the target of a nexus can be reached."""
+        target = target_named(self._config, nexus.target_name)
+        return self._targets[target.id].ports if target is not None else ()
+
+    def _keep(
+        self, extent_id: int, name: str, value: bytes, done: Callable[[Exception | None], None]
+    ) -> None:
+        """Store what an initiator asked to have kept; ``done`` on the loop when it is durable."""
+        key = f"{extent_id}/{name}"
+
+        async def put() -> None:
+            try:
+                await self._store.put(UNITS, key, value)
+            except StoreError as error:
+                log.error("could not keep %s: %s", key, error)
+                done(error)
+            else:
+                self._kept.update({key: value})
+                done(None)
+            self.server.flush_stirred()
+
+        self._keep_running(put())
+
+    def _swap_targets(self, old: Configuration, new: Configuration, changes: Changes) -> list[ScsiTarget]:
+        """Bring targets and their LUN maps in line; returns the targets that are gone.
+
+        Only what the change touches is looked at: with a thousand targets all of them would cost more
+        than the rest of the change together.
+        """
+        gone = []
+        targets, extents = _touched(old, new, changes)
+        for id in targets:
+            scsi = self._targets.get(id)
+            target = new.targets.get(id)
+            units = {}
+            if target is not None:
+                for mapping in mappings_by_target(new).get(id, ()):
+                    extent = new.extents[mapping.extent_id]
+                    units[mapping.lun] = self._extents[extent.id].unit(unit_key(extent, target, mapping))
+            if scsi is not None:
+                changed = units != scsi.luns
+                for request in scsi.replace_luns(units):
+                    forget_aborted(request)
+                if target is None:
+                    gone.append(self._targets.pop(id))
+                elif changed:
+                    self.server.sessions.tell_luns_changed(scsi)
+            elif target is not None:
+                name = full_name(new.globals, target)
+                self._targets[id] = ScsiTarget(name, units, lane=self._spare_lane, now=time.time)
+            if target is not None:
+                groups = groups_by_target(new).get(id, ())
+                self._targets[id].ports = tuple(sorted({group.portal_id for group in groups}))
+        for id in extents & self._extents.keys():
+            mappings = mappings_by_extent(new).get(id, ())
+            self._extents[id].keep_units(
+                {unit_key(new.extents[id], new.targets[m.target_id], m) for m in mappings}
+            )
+        return gone
+
+    # -- sessions -----------------------------------------------------------------------------
+
+    async def _log_out(self, sessions: list[Session], reason: str, *, wait: bool = False) -> None:
+        """Ask initiators to log out; those that do not within LOGOUT_S are dropped."""
+        table = self.server.sessions
+        for session in sessions:
+            if not session.connections:  # it only waits for lost ones to come back
+                table.end(session, reason)
+            for connection in list(session.connections.values()):
+                connection.now = self._loop.time()
+                connection.request_logout(LOGOUT_S, reason)
+        self.server.flush_stirred()
+        deadline = self._loop.time() + LOGOUT_S
+        while any(session.id in table.sessions for session in sessions):
+            if self._loop.time() >= deadline:
+                for session in sessions:
+                    table.end(session, reason, notice=True)
+                self.server.flush_stirred()
+                return
+            await asyncio.sleep(0.05)
+
+    def _session_ended(self, session: Session) -> None:
+        self.server.counters.session_ended(session)
+        log.info(
+            "%s left %s: %s",
+            session.initiator_name,
+            session.grant.target_name or "discovery",
+            session.ended,
+        )
+        self.announce("session.end", id=session.id, initiator=session.initiator_name, reason=session.ended)
+
+    # -- housekeeping -------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """See ``Garbage.settle``: the process is ready."""
+        self._garbage.settle()
+
+    def _bytes_moved(self) -> int:
+        return sum(
+            session.bytes_read + session.bytes_written for session in self.server.sessions.sessions.values()
+        )
+
+    def _tick(self, now: float) -> None:
+        """Once a second on the loop."""
+        self._garbage.tick()
+        if now >= self._next_backend_tick:
+            self._next_backend_tick = now + TICK_INTERVAL_S
+            for live in self._extents.values():
+                backend = live.backend
+                if backend is not None:
+                    backend.tick()
+                    if backend.lost_writes != live.lost_writes:
+                        live.lost_writes = backend.lost_writes
+                        for unit in live.units.values():
+                            unit.note_lost_writes()
+                if live.status != live.told:
+                    self._tell(live)
+        if self._stopping:
+            return
+        self.portals.tick(now)
+        for live in self._extents.values():
+            live.measure_space(now)
+        if now >= self._next_look:
+            self._next_look = now + LOOK_S
+            for live in self._extents.values():
+                if live.told != "ok" and not live.looking:
+                    live.lane.run(*self._look_at(live))
+        if now >= self._next_survey:
+            self._next_survey = now + SURVEY_S
+            self._patrol.add(
+                self._look_at(live)
+                for live in self._extents.values()
+                if live.told == "ok" and not live.looking and live.in_use
+            )
+
+    def _existing(self, extent: Extent) -> ExtentSpec:
+        """An extent's medium as it must be there already: nothing is created."""
+        return replace(spec_of(extent, self._pools), create=False, allocate=False)
+
+    async def sanitize(self, extent_id: int, method: str, passes: int = 1) -> Work | str:
+        """See ``Engine.sanitize``."""
+        async with self._lock:  # no change takes the extent away meanwhile
+            live = self._extents.get(extent_id)
+            unit = next(iter(live.units.values()), None) if live is not None else None
+            if live is None or unit is None:
+                return "The extent is not a LUN of any target."
+            obstacle = self._sanitize_obstacle(live)
+            if obstacle:
+                return obstacle
+            action = sanitize.Action(SANITIZE_METHODS.index(method) + 1)
+            pattern = bytes(1) if action is sanitize.Action.OVERWRITE else b""
+            size_bytes = unit.blocks * unit.block_size
+            begun: asyncio.Future[Exception | None] = self._loop.create_future()
+            id, name = live.extent.id, live.extent.name
+
+            def ended(outcome: Outcome) -> None:
+                log.info("extent %s: sanitize has %s", name, "ended" if outcome is GOOD else "failed")
+                self.announce("sanitize.end", id=id, name=name, failed=outcome is not GOOD)
+
+            # AUSE, so that EXIT FAILURE MODE gets an extent back whose medium failed
+            plan = sanitize.Plan(action, unrestricted=True, pattern=pattern, passes=passes)
+            sanitize.begin(unit, plan, begun.set_result, ended)
+            error = await asyncio.shield(begun)
+            if error is not None:
+                return f"It could not be stored: {error}"
+            log.info("extent %s: sanitize by %s has begun", name, method)
+            self.announce("sanitize.start", id=id, name=name, method=method)
+            return Work("sanitize", id, name, 0, size_bytes * passes)
+
+    def _sanitize_obstacle(self, live: LiveExtent) -> str:
+        """Why the medium of an extent cannot be sanitized now, in words; empty: it can."""
+        units = set(live.units.values())
+        if live.extent.read_only or (live.backend is not None and not live.backend.capabilities.writable):
+            return "The extent is read-only."
+        if live.medium is None:
+            return f"The extent is not ready: {live.status}."
+        for unit in units:
+            if isinstance(unit.locked, sanitize.Operation) and not unit.locked.plan.failed:
+                return "The extent is being sanitized."
+            if unit.locked is not None and not isinstance(unit.locked, sanitize.Operation):
+                return "The extent is being formatted."
+        for session in self.server.sessions.sessions.values():
+            if session.target is not None and not units.isdisjoint(session.target.luns.values()):
+                return f"The extent is in use by {session.initiator_name}."
+        return ""
+
+    async def look_again(self, path: str = "") -> None:
+        """See ``Engine.look_again``. A medium that does not answer is waited for on its own lane only."""
+        found = [live for live in self._extents.values() if path in ("", live.extent.path)]
+        await asyncio.gather(*(self._refresh(live) for live in found if live.backend is not None))
+        self.server.flush_stirred()
+
+    def _refresh(self, live: LiveExtent) -> asyncio.Future[None]:
+        over = self._loop.create_future()
+        work, done = self._look_at(live)
+
+        def then(result: Any) -> None:
+            done(result)
+            if not over.done():
+                over.set_result(None)
+
+        live.lane.run(work, then)
+        return over
+
+    def _look_at(self, live: LiveExtent) -> Job:
+        """Work that looks at a medium, or for one that is missing; and what becomes of that."""
+        live.looking = True
+        backend, extent = live.backend, live.extent
+        work = partial(_opened, self._existing(extent)) if backend is None else partial(_refreshed, backend)
+        return work, partial(self._looked, live, extent, backend)
+
+    def _looked(
+        self, live: LiveExtent, extent: Extent, backend: Backend | None, result: Backend | Exception | None
+    ) -> None:
+        """What a look at a medium has found: it is gone, it is back, it has another size, or nothing new."""
+        live.looking = False
+        opened = isinstance(result, Backend)
+        if (
+            self._extents.get(extent.id) is not live
+            or live.backend is not backend
+            or (opened and live.extent is not extent)
+        ):
+            if isinstance(result, Backend):
+                live.lane.run(result.close, lambda _: None)
+            return
+        if isinstance(result, Exception):
+            gone = not isinstance(result, OSError) or result.errno not in STILL_THERE
+            if backend is None or gone:
+                was, live.missing = live.missing, _reason(result)
+                if not was:
+                    live.show()
+        elif isinstance(result, Backend) or live.missing:
+            live.missing = ""
+            live.update(extent, result if isinstance(result, Backend) else backend)
+            for unit in live.units.values():
+                sanitize.resume(unit)
+        elif any(unit.geometry != backend.geometry for unit in live.units.values() if backend is not None):
+            live.show()
+        self._tell(live)
+
+    def _tell(self, live: LiveExtent) -> None:
+        """If the status of an extent has changed, the operator hears of it."""
+        status = live.status
+        if status == live.told:
+            return
+        live.told = status
+        extent = live.extent
+        if status == "ok":
+            log.info("extent %s: its medium is well again", extent.name)
+            self.announce("extent.ready", id=extent.id, name=extent.name)
+        else:
+            log.error("extent %s: %s", extent.name, status)
+            self.announce("extent.fault", id=extent.id, name=extent.name, reason=status)
+
+    def _keep_running(self, coroutine: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = self._loop.create_task(coroutine)
+        self._housekeeping.add(task)
+        task.add_done_callback(self._housekeeping.discard)
+        return task
+
+    # -- events -------------------------------------------------------------------------------
+
+    def _note(self, kind: str, what: Any) -> None:
+        """The server tells of a login or a refusal."""
+        if isinstance(what, LoginFailure):
+            self._failures.append(what)
+            # asdict() copies deeply, for 40 µs: too much in a flood of refusals
+            self.announce(kind, **{name: getattr(what, name) for name in LoginFailure.__slots__})
+        elif isinstance(what, Session):
+            self.announce(
+                kind, id=what.id, initiator=what.initiator_name, target=what.grant.target_name or None
+            )
+
+    def announce(self, kind: str, **data: Any) -> None:
+        """Tell the readers of the event stream."""
+        if not self._subscribers:
+            return
+        event = Event(kind, time.time(), data)
+        for queue in self._subscribers:
+            if queue.full():
+                queue.get_nowait()
+                self._events_lost += 1
+            queue.put_nowait(event)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _opened(spec: ExtentSpec) -> Backend | OSError | ValueError:
+    """On a worker."""
+    try:
+        return open_backend(spec)
+    except (OSError, ValueError) as error:
+        return error
+
+
+def _refreshed(backend: Backend) -> OSError | None:
+    """On a worker."""
+    try:
+        backend.refresh()
+    except OSError as error:
+        return error
+    return None
+
+
+async def _in_time(work: asyncio.Future[Any], limit_s: float) -> bool:
+    """Wait for it, but not for ever; it goes on. Raises what it raised."""
+    await asyncio.wait({work}, timeout=limit_s)
+    if work.done():
+        work.result()
+    return work.done()
+
+
+async def _undo_late(work: asyncio.Future[_Prepared]) -> None:
+    """Nobody waits any more for what was to be prepared."""
+    try:
+        prepared = await work
+    except (ConfigError, OSError):
+        return
+    await off_loop(prepared.undo)
+
+
+def _touched(old: Configuration, new: Configuration, changes: Changes) -> tuple[set[int], set[int]]:
+    """Ids of the targets and of the extents whose LUN maps a change may have altered."""
+    targets: set[int] = set()
+    extents: set[int] = set()
+    for collection, change in changes.items():
+        ids = {*change.written, *change.removed}
+        if collection == "targets":
+            targets |= ids
+        elif collection == "extents":
+            extents |= ids
+        elif collection == "target_groups":
+            groups = [config.target_groups.get(id) for config in (old, new) for id in ids]
+            targets |= {group.target_id for group in groups if group is not None}
+        elif collection == "lun_mappings":
+            for config in (old, new):
+                for mapping in filter(None, (config.lun_mappings.get(id) for id in ids)):
+                    targets.add(mapping.target_id)
+                    extents.add(mapping.extent_id)
+    for config in (old, new):
+        for id in list(extents):
+            targets |= {mapping.target_id for mapping in mappings_by_extent(config).get(id, ())}
+        for id in targets:
+            extents |= {mapping.extent_id for mapping in mappings_by_target(config).get(id, ())}
+    return targets, extents
+
+
+def _renamed_keys(
+    old: Configuration, before: Extent, new: Configuration, extent: Extent
+) -> dict[UnitKey, UnitKey]:
+    """How the units of an extent are keyed now, where its own fields changed the key."""
+    renamed = {}
+    for mapping in mappings_by_extent(new).get(extent.id, ()):
+        target = old.targets.get(mapping.target_id)
+        if target is not None:
+            was, now = unit_key(before, target, mapping), unit_key(extent, target, mapping)
+            if was != now:
+                renamed[was] = now
+    return renamed
+
+
+def _flush_and_close(backend: Backend) -> None:
+    try:
+        if backend.capabilities.writable:
+            backend.flush()
+    finally:
+        backend.close()
+
+
+def _retire(backends: Sequence[Backend], doomed: Sequence[Path]) -> None:
+    """On a worker: let go of media that nobody exports any more."""
+    for backend in backends:
+        try:
+            _flush_and_close(backend)
+        except OSError as error:
+            log.error("a removed extent could not be flushed: %s", error)
+    for path in doomed:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.error("%s could not be deleted: %s", path, error.strerror)

@@ -1,0 +1,1 @@
+"""The logical unit controller: istgt's line protocol (TCP 3261)."""

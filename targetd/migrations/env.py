@@ -1,7 +1,0 @@
-"""Run by Alembic: applies the versions on the connection that ``targetd.migrations.upgrade`` was given."""
-
-from alembic import context
-
-context.configure(connection=context.config.attributes["connection"])
-with context.begin_transaction():
-    context.run_migrations()

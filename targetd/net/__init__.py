@@ -1,0 +1,1 @@
+"""Sockets of iSCSI: portals, connections, admission, access."""

@@ -1,0 +1,1 @@
+"""What outlives the process: the configuration store and its migrations."""

@@ -1,0 +1,1 @@
+"""What the process needs of its host: threads, logs, TLS files, readiness notices."""

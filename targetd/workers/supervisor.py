@@ -1,0 +1,669 @@
+"""The ``Engine`` over worker processes.
+
+The front is a ``Runtime`` too, over all of the configuration but targets and extents: so it has the portals,
+the discovery sessions and the logical unit controller. What is asked of the engine is asked of the workers
+that it concerns and put together here, with no difference to the reader.
+
+A change (``apply``) has two phases. Every worker that it touches prepares its share, and says so; then the
+front binds its ports and saves all of it, once; then all put it in force. Whatever fails before it is saved,
+everybody undoes. What is saved is in force: a worker that ends at that moment is started with it.
+
+Changes, moves and (re)starts of workers are under one lock, so that what a worker begins with and what it is
+told next always fit together.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from protocol.access import Refusal
+from protocol.enums import LoginStatus
+from targetd.config import (
+    WHOLE,
+    ConfigError,
+    Configuration,
+    diff,
+    full_name,
+    mappings_by_target,
+    target_named,
+    validate,
+)
+from targetd.engine.runtime import KEPT_FAILURES, Runtime
+from targetd.interface import (
+    Edit,
+    Event,
+    Explanation,
+    LoginFailure,
+    LunStatus,
+    PortalStatistics,
+    ServiceState,
+    SessionStatus,
+    Statistics,
+    Work,
+)
+from targetd.net.access import View
+from targetd.net.admission import Visitor
+from targetd.net.inherited_sockets import Listeners
+from targetd.net.loop import Loop
+from targetd.persistence.interface import UNITS, Keeper, Records, StoreError
+from targetd.workers.handle import Change, Member, MemberGoneError, Owner, WorkerError, status_in_words
+from targetd.workers.handover import FrontSessions, LoginChannel
+from targetd.workers.merge import merged, with_base
+from targetd.workers.messages import Adopt, Delta, Keep, Start
+from targetd.workers.placement import Move, Plan, Shares, coming, leaving, share_of_front
+from targetd.workers.quota import Seats, make_file
+
+__all__ = ["Fleet"]
+
+log = logging.getLogger("targetd.workers")
+
+RESTART_PATIENCE_S = 10.0
+"""How long a change waits for a worker that is being started again."""
+STEADY_S = 60.0
+"""A worker that has lived for so long is started again at once when it ends."""
+PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+"""Before it is started again otherwise: doubled each time."""
+ANSWER_S = 10.0
+"""How long a question may take; a worker that is later counts as not there."""
+WATCH_S = 10.0
+"""How often workers are asked for a sign of life."""
+HUNG = 6
+"""So many times without any in between, and a worker is ended: its initiators have given it up by then."""
+STOP_S = 8.8
+"""How long workers may take to stop, who wait 3 s for initiators and 5 s for media; the daemon has 10 s in
+all (design.md §2)."""
+
+
+class _Saver:
+    """``Keeper`` of the front's own Runtime: with its share, all of the configuration is saved."""
+
+    def __init__(self, store: Keeper) -> None:
+        self._store = store
+        self.whole = Configuration(), Configuration()
+        """(the old, the new) of the change under way."""
+
+    async def save(self, old: Configuration, new: Configuration) -> None:
+        await self._store.save(*self.whole)
+
+    async def put(self, namespace: str, key: str, value: bytes | None) -> None:
+        await self._store.put(namespace, key, value)
+
+    async def items(self, namespace: str) -> dict[str, bytes]:
+        return {}  # the front has no logical units
+
+
+class Fleet(Owner):
+    """Implements ``targetd.interface.Engine`` over worker processes."""
+
+    def __init__(
+        self,
+        store: Keeper,
+        extent_roots: Sequence[Path],
+        loop: Loop,
+        pools: Mapping[str, Path],
+        workers: int,
+        log_level: str,
+        log_format: str,
+        listeners: Listeners | None = None,
+    ) -> None:
+        """Starts the processes; they load while other things are made ready."""
+        self._store = store
+        self._loop = loop
+        self._extent_roots = tuple(extent_roots)
+        self._pools = {name: str(directory) for name, directory in pools.items()}
+        self._log_level, self._log_format = log_level, log_format
+        self._lock = asyncio.Lock()
+        self._config = Configuration()
+        self._view = View(self._config, {})
+        self._kept = Records()
+        self._numbers = itertools.count(1)
+        self._failures: deque[LoginFailure] = deque(maxlen=KEPT_FAILURES)
+        self._base: dict[int, PortalStatistics] = {}
+        """What workers that have ended had counted."""
+        self._moving: set[int] = set()
+        """Targets between two workers."""
+        self._parked: list[tuple[LoginChannel, int]] = []
+        """Logins that wait until a move is over."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopping = False
+        self._shares = Shares(workers)
+        self._seats_file = make_file(workers)
+        self._seats = Seats(self._seats_file, workers)
+        self._saver = _Saver(store)
+        self.front = Runtime(
+            *(self._saver, extent_roots, loop, pools),
+            sessions=FrontSessions(self._numbers),
+            listeners=listeners,
+        )
+        self.front.controller.engine = self
+        self.front.server.view = lambda: self._view
+        self.front.server.channel = partial(LoginChannel, obstacle=self._obstacle, hand_over=self._hand_over)
+        self._members = {
+            index: Member(self, index, loop, self._seats_file) for index in range(1, workers + 1)
+        }
+        for member in self._members.values():
+            member.spawn(self._start_of(member))
+
+    def _start_of(self, member: Member) -> Start:
+        roots = tuple(map(str, self._extent_roots))
+        return Start(member.index, len(self._members), roots, self._pools, self._log_level, self._log_format)
+
+    def _keep_running(self, work: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # -- start and end ------------------------------------------------------------------------
+
+    async def start(self, config: Configuration) -> None:
+        """Bring up a stored configuration, as ``Runtime.start`` does.
+
+        Raises:
+            ConfigError: a portal cannot be bound; nothing listens then.
+        """
+        self._kept = Records(await self._store.items(UNITS))
+        empty = Configuration()
+        changes = diff(empty, config)
+        self._shares.carried_out(self._shares.plan(empty, config, changes), changes)
+        self._in_force(config)
+        await asyncio.gather(*map(self._begin, self._members.values()))
+        self._keep_running(self._tell_of_portals())
+        self._keep_running(self._watch())
+        await self.front.start(share_of_front(config))
+
+    def settle(self) -> None:
+        """Workers do so by themselves."""
+        self.front.settle()
+
+    async def _begin(self, member: Member) -> None:
+        """Have a fresh process bring up its share. Under the lock, or before there is anyone else."""
+        kept = self._kept.items_of(id for id, index in self._shares.extents.items() if index == member.index)
+        try:
+            await member.ask("take_over", self._shares.whole(self._config, member.index), kept, {}, True)
+        except MemberGoneError:
+            pass  # what becomes of that is under way
+        except WorkerError as error:
+            log.error("worker process %d cannot begin: %s", member.index, error)
+            await member.end()
+        else:
+            member.ask("absent", dict(self.front.portals.absent))
+            member.up.set()
+            log.info("worker process %d serves (process %d)", member.index, member.pid)
+
+    async def _tell_of_portals(self) -> None:
+        """SendTargets of a worker's session leaves out what is not listened on, too."""
+        async for event in self.front.events():
+            if event.kind.startswith("portal."):
+                for member in self._present():
+                    member.ask("absent", dict(self.front.portals.absent))
+
+    async def stop(self) -> None:
+        """As ``Runtime.stop``, of all processes at once."""
+        self._stopping = True
+        await asyncio.gather(self.front.stop(), *map(self._stop_member, self._members.values()))
+
+    async def _stop_member(self, member: Member) -> None:
+        try:
+            await asyncio.wait_for(member.ask("stop"), STOP_S)
+        except (MemberGoneError, WorkerError, TimeoutError) as error:
+            log.error("worker process %d does not stop in an orderly way: %s", member.index, error or "late")
+            await member.end()
+        else:
+            await member.end(0.5)
+
+    def set_logs(self, level: str, style: str) -> None:
+        """Of the workers."""
+        self._log_level, self._log_format = level, style
+        for member in self._members.values():
+            member.ask("logs", level, style)
+
+    @property
+    def extent_roots(self) -> tuple[Path, ...]:
+        """Where File extents may live; from the next change on."""
+        return self._extent_roots
+
+    @extent_roots.setter
+    def extent_roots(self, roots: tuple[Path, ...]) -> None:
+        self._extent_roots = roots
+        for member in self._members.values():
+            member.ask("extent_roots", tuple(map(str, roots)))
+
+    # -- workers that end ---------------------------------------------------------------------
+
+    def ended(self, member: Member) -> None:
+        for visitor, _ in member.visitors.values():
+            self.front.server.doorkeeper.leave(visitor)
+        member.visitors.clear()
+        self._seats.forget(member.index)
+        sessions, member.sessions = member.sessions, {}
+        for id, initiator in sessions.items():
+            reason = f"its worker process {member.index} ended"
+            self.front.announce("session.end", id=id, initiator=initiator, reason=reason)
+        for portal in member.portals:
+            self._base[portal.id] = with_base(portal, self._base.get(portal.id))
+        member.portals = ()
+        if not self._stopping:
+            self._keep_running(self._revive(member, len(sessions)))
+
+    async def _revive(self, member: Member, sessions: int) -> None:
+        """Start a worker again; if it ends again and again, ever later."""
+        status = status_in_words(await member.end(patience_s=0.5))
+        log.error(
+            "worker process %d (process %d) has ended: %s; it had %d sessions",
+            member.index,
+            member.pid,
+            status,
+            sessions,
+        )
+        self.front.announce(
+            "worker.end", worker=member.index, pid=member.pid, status=status, sessions=sessions
+        )
+        if self._loop.time() - member.started_at >= STEADY_S:
+            member.pause_s = 0.0
+        elif member.pause_s:
+            log.warning("worker process %d is started again in %g s", member.index, member.pause_s)
+            await asyncio.sleep(member.pause_s)
+        member.pause_s = min(max(2 * member.pause_s, PAUSE_S), LONGEST_PAUSE_S)
+        while not self._stopping:
+            try:
+                member.spawn(self._start_of(member))
+                break
+            except OSError as error:  # no memory, no process to be had
+                log.error("worker process %d cannot be started: %s", member.index, error)
+                await asyncio.sleep(LONGEST_PAUSE_S)
+        else:
+            return
+        async with self._lock:
+            await self._begin(member)
+        if member.up.is_set():
+            self.front.announce("worker.start", worker=member.index, pid=member.pid)
+
+    def _present(self) -> list[Member]:
+        return [member for member in self._members.values() if member.up.is_set()]
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            self.watch()
+
+    def watch(self) -> None:
+        """Ask for signs of life; end who has given none for long."""
+        for member in self._present():
+            if member.unanswered >= HUNG:
+                log.error("worker process %d does not react any more; it is ended", member.index)
+                member.kill()
+            else:
+                member.unanswered += 1
+                member.ask("alive")
+
+    # -- connections --------------------------------------------------------------------------
+
+    def owner(self, target_id: int) -> int:
+        """The worker that a target lives in; KeyError: there is no such target."""
+        return self._shares.targets[target_id]
+
+    def _owner(self, target_id: int) -> Member:
+        return self._members[self._shares.targets[target_id]]
+
+    def _obstacle(self, target_id: int) -> Refusal | None:
+        """Why nobody can log in to a target at the moment. Initiators try again after this status."""
+        if target_id in self._moving or self._owner(target_id).up.is_set():
+            return None
+        reason = f"worker process {self.owner(target_id)} of the target is being started again"
+        return Refusal(LoginStatus.SERVICE_UNAVAILABLE, reason)
+
+    def _hand_over(self, channel: LoginChannel, target_id: int) -> None:
+        if target_id in self._moving:
+            self._parked.append((channel, target_id))
+            return
+        owner = self._shares.targets.get(target_id)
+        if owner is None or not self._members[owner].up.is_set():  # since it was asked; it comes again
+            channel.drop("the target is not there any more")
+            return
+        number = next(self._numbers)
+        descriptor = channel.leave()
+        adopt = Adopt(
+            number,
+            channel.portal_id,
+            channel.peer,
+            channel.local,
+            channel.connection.in_login_since,
+            bytes(channel.received),
+            channel.answered,
+        )
+        self._members[owner].adopt(adopt, descriptor, channel.visitor, target_id)
+
+    def logged_in(self, visitor: Visitor) -> None:
+        self.front.server.doorkeeper.logged_in(visitor)
+
+    def left(self, visitor: Visitor) -> None:
+        self.front.server.doorkeeper.leave(visitor)
+
+    def _connections(self, target_id: int) -> int:
+        owner = self._shares.targets.get(target_id)
+        if owner is None:
+            return 0
+        return Counter(target for _, target in self._members[owner].visitors.values())[target_id]
+
+    # -- what units have kept -----------------------------------------------------------------
+
+    def keep(self, member: Member, request: Keep) -> None:
+        self._keep_running(self._put(member, request))
+
+    async def _put(self, member: Member, request: Keep) -> None:
+        try:
+            await self._store.put(UNITS, request.key, request.value)
+        except StoreError as error:
+            log.error("could not keep %s: %s", request.key, error)
+            member.kept(request, str(error))
+        else:
+            self._kept.update({request.key: request.value})
+            member.kept(request, "")
+
+    # -- changes ------------------------------------------------------------------------------
+
+    @property
+    def configuration(self) -> Configuration:
+        return self._config
+
+    async def apply(
+        self, edit: Edit, *, discard_files: frozenset[int] = frozenset(), clone_of: int | None = None
+    ) -> Configuration:
+        """See ``Engine.apply``. It goes on to its end if who waits for it does not."""
+        return await asyncio.shield(self._keep_running(self._apply(edit, discard_files, clone_of)))
+
+    async def _apply(self, edit: Edit, discard_files: frozenset[int], clone_of: int | None) -> Configuration:
+        deadline = self._loop.time() + RESTART_PATIENCE_S
+        while True:
+            async with self._lock:
+                old = self._config
+                new = edit(old)
+                if new is old:
+                    return old
+                validate(new, old)
+                changes = diff(old, new)
+                plan = self._shares.plan(old, new, changes, self._connections, clone_of)
+                for move in plan.moves:
+                    await self._move(move)
+                deltas = self._shares.deltas(old, new, changes, plan)
+                absent = [self._members[index] for index in deltas if not self._members[index].up.is_set()]
+                # One that is not there begins with what is in force then. Only media that are to be opened
+                # now have to wait for it.
+                awaited = [member for member in absent if deltas[member.index].written.get("extents")]
+                if not awaited:
+                    await self._carry_out(new, plan, deltas, discard_files, clone_of)
+                    return new
+            await self._wait_for(awaited[0], deadline)
+
+    async def _wait_for(self, member: Member, deadline: float) -> None:
+        try:
+            await asyncio.wait_for(member.up.wait(), max(deadline - self._loop.time(), 0.0))
+        except TimeoutError:
+            message = f"Worker process {member.index} is being started again; try again later."
+            raise ConfigError.one("extents", WHOLE, message) from None
+
+    async def _carry_out(
+        self,
+        new: Configuration,
+        plan: Plan,
+        deltas: Mapping[int, Delta],
+        discard_files: frozenset[int],
+        clone_of: int | None,
+    ) -> None:
+        old, shares = self._config, self._shares
+        work: dict[Member, Change] = {}
+        for index, delta in deltas.items():
+            member = self._members[index]
+            if not member.up.is_set():
+                continue
+            discarded = frozenset(id for id in discard_files if shares.extents.get(id) == index)
+            cloned = clone_of if clone_of is not None and shares.extents.get(clone_of) == index else None
+            work[member] = member.change(delta, discarded, cloned)
+        try:
+            if work:
+                await asyncio.wait([change.prepared for change in work.values()])
+            for change in work.values():
+                _in_words(change.prepared)
+            self._saver.whole = old, new
+            await self.front.carry_out(share_of_front(new))
+        except BaseException:
+            for member, change in work.items():
+                if change.prepared.exception() is None:
+                    member.decide(False)
+            await _over(work)
+            raise
+        for member in work:
+            member.decide(True)
+        shares.carried_out(plan, diff(old, new))
+        await _over(work)
+        for member, change in work.items():
+            if (error := change.over.exception()) is not None:
+                log.error("%r did not carry out what was decided: %s", member, error)
+        self._kept.forget(old.extents.keys() - new.extents.keys())
+        self._in_force(new)
+        self.front.announce_change(old, new)
+
+    def _in_force(self, config: Configuration) -> None:
+        self._config = config
+        self._view = View(config, {id: id for id in config.targets}, self.front.portals.absent)
+
+    async def _move(self, move: Move) -> None:
+        """Have a part of what is in force live elsewhere. Logins to it wait meanwhile."""
+        config, part = self._config, move.part
+        names = ", ".join(full_name(config.globals, config.targets[id]) for id in sorted(part.targets))
+        log.log(
+            logging.INFO if any(map(self._connections, part.targets)) else logging.DEBUG,
+            "worker process %d hands on to %d: %s",
+            move.source,
+            move.destination,
+            names or f"{len(part.extents)} extents",
+        )
+        source, destination = self._members[move.source], self._members[move.destination]
+        self._moving |= part.targets
+        states: Mapping[int, Any] = {}
+        try:
+            if source.up.is_set():
+                states = await source.ask("hand_on", leaving(config, part))
+        except (MemberGoneError, WorkerError) as error:
+            log.error("%s", error)
+        self._shares.moved(move)
+        kept = self._kept.items_of(part.extents)
+        try:
+            if destination.up.is_set():
+                await destination.ask("take_over", coming(config, part), kept, states, False)
+        except (MemberGoneError, WorkerError) as error:
+            log.error("%s", error)
+        self._moving -= part.targets
+        parked, self._parked = self._parked, []
+        for channel, target_id in parked:
+            if channel.fd >= 0:
+                self._hand_over(channel, target_id)
+
+    # -- questions ----------------------------------------------------------------------------
+
+    async def _of_all(self, what: str, *arguments: Any) -> list[Any]:
+        """The answers of all workers that are there."""
+        answers = await asyncio.gather(*(self._ask(member, what, *arguments) for member in self._present()))
+        return [answer for answer in answers if answer is not None]
+
+    async def sanitize(self, extent_id: int, method: str, passes: int = 1) -> Work | str:
+        """See ``Engine.sanitize``."""
+        async with self._lock:  # the extent stays where it is
+            owner = self._shares.extents.get(extent_id)
+            if owner is None:
+                return "The extent is not a LUN of any target."
+            answer: Work | str | None = await self._ask(
+                self._members[owner], "sanitize", extent_id, method, passes
+            )
+            return answer if answer is not None else "Its worker process does not answer; try again later."
+
+    async def look_again(self, path: str = "") -> None:
+        """See ``Engine.look_again``: a medium may take its time to answer."""
+        looking = (member.ask("look_again", path) for member in self._present())
+        await asyncio.gather(*looking, return_exceptions=True)
+
+    async def extent_statuses(self, extent_ids: Collection[int]) -> dict[int, str]:
+        found = {
+            id: "its worker process is being started again" if id in self._shares.extents else "ok"
+            for id in extent_ids
+        }
+        asked: dict[int, list[int]] = {}
+        for id in extent_ids:
+            if id in self._shares.extents:
+                asked.setdefault(self._shares.extents[id], []).append(id)
+        for answer in await asyncio.gather(
+            *(self._ask(self._members[index], "extent_statuses", ids) for index, ids in asked.items())
+        ):
+            found |= answer or {}
+        return found
+
+    async def _ask(self, member: Member, what: str, *arguments: Any) -> Any:
+        """One worker's answer; None: it is not there, or does not answer."""
+        if not member.up.is_set():
+            return None
+        try:
+            return await asyncio.wait_for(member.ask(what, *arguments), ANSWER_S)
+        except MemberGoneError:
+            return None
+        except TimeoutError:
+            log.error("worker process %d does not answer (%s)", member.index, what)
+            return None
+
+    def portal_status(self, portal_id: int) -> str:
+        return self.front.portal_status(portal_id)
+
+    def service_state(self) -> ServiceState:
+        return self.front.service_state()
+
+    async def sessions(self) -> list[SessionStatus]:
+        sessions = await self.front.sessions()
+        for answer in await self._of_all("sessions"):
+            sessions += answer
+        return sessions
+
+    async def drop(self, session_id: int, reason: str) -> bool:
+        if await self.front.drop(session_id, reason):
+            return True
+        return any(await self._of_all("drop", session_id, reason))
+
+    async def negotiate(self, session_id: int) -> bool:
+        if await self.front.negotiate(session_id):
+            return True
+        return any(await self._of_all("negotiate", session_id))
+
+    async def statistics(self) -> Statistics:
+        own = await self.front.statistics()
+        present = self._present()
+        answers = await asyncio.gather(*(self._ask(member, "statistics") for member in present))
+        counted = [pair for pair in zip(present, answers, strict=True) if pair[1] is not None]
+        for member, answer in counted:
+            if member.up.is_set():  # still
+                member.portals = answer.portals
+        return merged(own, counted, self._base.values(), self._members.values())
+
+    async def login_failures(self) -> list[LoginFailure]:
+        await self._of_all("alive")  # what they had to tell before that has been told
+        both = [*await self.front.login_failures(), *self._failures]
+        return sorted(both, key=lambda failure: -failure.at)[:KEPT_FAILURES]
+
+    async def explain(
+        self, initiator_name: str, address: str, target: str = "", portal_id: int | None = None
+    ) -> list[Explanation]:
+        found = self._unexplained(target.lower(), portal_id)
+        for answer in await self._of_all("explain", initiator_name, address, target, portal_id):
+            found += answer
+        found = [self._behind_portal(each) for each in found]
+        portals = {id: at for at, id in enumerate(self._config.portals)}
+        targets = {id: at for at, id in enumerate(self._config.targets)}
+        return sorted(
+            found, key=lambda each: (portals.get(each.portal_id, 0), targets.get(each.target_id, 0))
+        )
+
+    def _behind_portal(self, explanation: Explanation) -> Explanation:
+        """What a worker answers, who does not know whether the portal listens."""
+        portal = self._config.portals.get(explanation.portal_id)
+        if portal is None or not explanation.allowed or not (obstacle := self.front.portals.obstacle(portal)):
+            return explanation
+        reason = f"{explanation.reason}, but {obstacle}"
+        return replace(explanation, allowed=False, reason=reason, authentication="", luns=())
+
+    def _unexplained(self, wanted: str, portal_id: int | None) -> list[Explanation]:
+        """What there is to say of targets whose worker is not there."""
+        return [
+            Explanation(
+                portal_id=portal.id,
+                portal_addresses=portal.addresses,
+                target_id=target.id,
+                target_name=full_name(self._config.globals, target),
+                allowed=False,
+                reason=obstacle.reason,
+                authentication="",
+                discovered=False,
+                luns=(),
+            )
+            for target in self._config.targets.values()
+            if wanted in ("", full_name(self._config.globals, target), target.name.lower())
+            and (obstacle := self._obstacle(target.id)) is not None
+            for portal in self._config.portals.values()
+            if portal_id in (None, portal.id)
+        ]
+
+    # -- what the logical unit controller asks for --------------------------------------------
+
+    async def luns(self, target_name: str) -> Mapping[int, LunStatus] | None:
+        """See ``Runtime.luns``. Of a worker that is not there no medium is present."""
+        target = target_named(self._config, target_name)
+        if target is None:
+            return None
+        answer: Mapping[int, LunStatus] | None = await self._ask(self._owner(target.id), "luns", target_name)
+        if answer is not None:
+            return answer
+        return {
+            mapping.lun: LunStatus(self._config.extents[mapping.extent_id].path, 0, present=False)
+            for mapping in mappings_by_target(self._config).get(target.id, ())
+        }
+
+    async def reset_lun(self, target_name: str, lun: int) -> None:
+        """See ``Runtime.reset_lun``."""
+        await self._of_owner(target_name, "reset_lun", lun)
+
+    async def load_lun(self, target_name: str, lun: int, loaded: bool) -> None:
+        """See ``Runtime.load_lun``."""
+        await self._of_owner(target_name, "load_lun", lun, loaded)
+
+    async def _of_owner(self, target_name: str, what: str, *arguments: Any) -> None:
+        target = target_named(self._config, target_name)
+        if target is not None:
+            await self._ask(self._owner(target.id), what, target_name, *arguments)
+
+    # -- events -------------------------------------------------------------------------------
+
+    def happened(self, event: Event) -> None:
+        if event.kind == "login.refused":
+            self._failures.append(LoginFailure(**event.data))
+        self.front.announce(event.kind, **event.data)
+
+    def events(self) -> AsyncIterator[Event]:
+        return self.front.events()
+
+
+async def _over(work: Mapping[Member, Change]) -> None:
+    """Wait until it is, however it ends."""
+    if work:
+        await asyncio.wait([change.over for change in work.values()])
+
+
+def _in_words(prepared: Awaitable[None]) -> None:
+    """Raises what kept a worker from preparing a change, as who asked for the change can read it."""
+    assert isinstance(prepared, asyncio.Future)
+    try:
+        prepared.result()
+    except MemberGoneError as error:
+        raise ConfigError.one("extents", WHOLE, f"{error}; try again.") from None
