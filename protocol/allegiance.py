@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from protocol.bhs import ScsiResponse, TaskManagementRequest
 from protocol.enums import AsyncEvent
-from protocol.enums import TaskManagementResponse as Response
+from protocol.enums import TaskManagementResponseCode as Response
 from protocol.scsi.request import Outcome
 from protocol.scsi.sense import Sense
 

@@ -41,7 +41,7 @@ from protocol.bhs import (
 )
 from protocol.bhs import DataIn as DataInHeader
 from protocol.bhs import DataOut as DataOutHeader
-from protocol.dataout import Writes
+from protocol.dataout import WriteTransfers
 from protocol.dataout_recovery import RecoveringWrites
 from protocol.digest import digest
 from protocol.enums import (
@@ -49,11 +49,11 @@ from protocol.enums import (
     AsyncEvent,
     LoginStatus,
     LogoutReason,
+    LogoutResponseCode,
     Opcode,
     RejectReason,
     ScsiStatus,
 )
-from protocol.enums import LogoutResponse as LogoutAnswer
 from protocol.errors import ProtocolViolation
 from protocol.events import LoggedIn, LoggedOut, LoginRefused
 from protocol.fastpath import scsi_command_handler
@@ -72,7 +72,7 @@ from protocol.management import execute
 from protocol.negotiation import ConnectionKeys
 from protocol.recovery import Recovery
 from protocol.scsi.request import Buffer, Outcome
-from protocol.session import Early, Session, SessionTable
+from protocol.session import DeferredPdu, Session, SessionTable
 from protocol.task import FLAG_READ, FLAG_WRITE, Task, residuals
 from protocol.text import TextExchange
 
@@ -183,7 +183,7 @@ class Connection:
         self._text: TextExchange | None = None
         self._text_queued = 0
         """Bytes of text in ``out``."""
-        self._early: dict[int, Early] = {}
+        self._early: dict[int, DeferredPdu] = {}
         """InitiatorTaskTag → a command that waits for its turn."""
         self._next_tag = 0
         self._ping_tag = RESERVED_TAG
@@ -196,7 +196,7 @@ class Connection:
         """Data-In is looked at or kept here, so it may not be a window on mapped memory."""
         self.recovery: Recovery | None = None
         """What can be sent again; None with ErrorRecoveryLevel 0, which pays nothing for it."""
-        self.writes: Writes
+        self.writes: WriteTransfers
         """From full feature phase on."""
         self.framer = Framer([], self._damaged, _nowhere, MAX_LOGIN_DATA)
         self._enter(Phase.LOGIN)
@@ -412,7 +412,7 @@ class Connection:
             self.writes = RecoveringWrites(self, session, self._keep_for_early, self.recovery)
             self.framer.resynchronise = True
         else:
-            self.writes = Writes(self, session, self._keep_for_early)
+            self.writes = WriteTransfers(self, session, self._keep_for_early)
         self.touches = keys.data_digest or self.recovery is not None
         self.framer.place = self.writes.place
         self._enter(Phase.FULL_FEATURE)
@@ -514,13 +514,13 @@ class Connection:
         if cmd_sn == session.exp_cmd_sn:
             return session.in_turn(cmd_sn)
         if session.is_early(cmd_sn):
-            early = Early(self, bytes(view[at : at + 48 + 4 * view[at + 4]]), bytes(data))
+            early = DeferredPdu(self, bytes(view[at : at + 48 + 4 * view[at + 4]]), bytes(data))
             session.held[cmd_sn] = early
             if opcode == Opcode.SCSI_COMMAND:
                 self._early[_TAG(view, at + 16)[0]] = early
         return False
 
-    def carry_out_early(self, early: Early) -> None:
+    def carry_out_early(self, early: DeferredPdu) -> None:
         """The turn of a PDU has come, maybe by what another connection received."""
         tag = _TAG(early.header, 16)[0]
         if self._early.get(tag) is early:
@@ -533,7 +533,7 @@ class Connection:
             self._violated(violation)
         self.sessions.stirred.add(self)
 
-    def forget_early(self, early: Early) -> None:
+    def forget_early(self, early: DeferredPdu) -> None:
         """It will not be carried out; unsolicited data that still comes for it is dropped silently."""
         tag = _TAG(early.header, 16)[0]
         if self._early.get(tag) is early:
@@ -810,7 +810,7 @@ class Connection:
             *self._window(), keys.default_time2wait, keys.default_time2retain,
         )  # fmt: skip
         self.answer(header.build())
-        if answer != LogoutAnswer.CLOSED:
+        if answer != LogoutResponseCode.CLOSED:
             return
         reason = request.flags & 0x7F
         last = set(session.connections) <= {request.cid} and not session.lost
@@ -823,14 +823,16 @@ class Connection:
             self.sessions.end(session, "logout")
             self.close("logout")
 
-    def _logout(self, session: Session, request: LogoutRequest) -> LogoutAnswer:
+    def _logout(self, session: Session, request: LogoutRequest) -> LogoutResponseCode:
         reason = request.flags & 0x7F
         if reason == LogoutReason.CLOSE_SESSION:
-            return LogoutAnswer.CLOSED
+            return LogoutResponseCode.CLOSED
         if reason != LogoutReason.CLOSE_CONNECTION and session.keys.error_recovery_level < 2:
-            return LogoutAnswer.RECOVERY_NOT_SUPPORTED
+            return LogoutResponseCode.RECOVERY_NOT_SUPPORTED
         return (
-            LogoutAnswer.CLOSED if allegiance.is_known(session, request.cid) else LogoutAnswer.CID_NOT_FOUND
+            LogoutResponseCode.CLOSED
+            if allegiance.is_known(session, request.cid)
+            else LogoutResponseCode.CID_NOT_FOUND
         )
 
     def _snack(self, view: memoryview, at: int, data: memoryview) -> None:

@@ -1,8 +1,8 @@
 """The Data-Out of one connection: R2Ts go out, sequences of Data-Out come in (RFC 7143 §11.7, §11.8).
 
-``Writes`` knows where every byte of a write belongs and asks for those that do not come unasked. What it must
-never do: let a broken sequence end GOOD. The first fault of a write is kept in its ``Transfer``, the rest of
-its data is drained, and then the command ends with that sense.
+``WriteTransfers`` knows where every byte of a write belongs and asks for those that do not come unasked.
+What it must never do: let a broken sequence end GOOD. The first fault of a write is kept in its
+``Transfer``, the rest of its data is drained, and then the command ends with that sense.
 
 A write stays on its connection (connection allegiance, RFC 7143 §4.2.5.1): a sequence is found by the tags of
 this connection alone, so Data-Out on another one belongs to nothing and is rejected.
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from protocol.connection import Connection
     from protocol.session import Session
 
-__all__ = ["Writes"]
+__all__ = ["WriteTransfers"]
 
 _R2T = ReadyToTransfer.LAYOUT.pack
 
 
-class Writes:
+class WriteTransfers:
     """The writes of one connection in full feature phase."""
 
     __slots__ = (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from protocol import serial
 from protocol.bhs import FINAL, DataOut
-from protocol.dataout import Writes
+from protocol.dataout import WriteTransfers
 from protocol.enums import RESERVED_TAG, RejectReason
 from protocol.limits import LARGE_COMMAND, MAX_FRUITLESS, REMEMBERED_TAGS, SEQUENCE_TIMEOUT_S
 from protocol.scsi.sense import Sense
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["RecoveringWrites"]
 
 
-class RecoveringWrites(Writes):
+class RecoveringWrites(WriteTransfers):
     """The writes of a connection that recovers them."""
 
     __slots__ = ("recovery", "stale")

@@ -13,7 +13,7 @@ __all__ = [
     "LoginStage",
     "LoginStatus",
     "LogoutReason",
-    "LogoutResponse",
+    "LogoutResponseCode",
     "Opcode",
     "RejectReason",
     "ScsiResponse",
@@ -21,7 +21,7 @@ __all__ = [
     "SnackType",
     "TaskAttribute",
     "TaskManagementFunction",
-    "TaskManagementResponse",
+    "TaskManagementResponseCode",
 ]
 
 RESERVED_TAG = 0xFFFFFFFF
@@ -98,7 +98,7 @@ class TaskManagementFunction(IntEnum):
     QUERY_ASYNC_EVENT = 12
 
 
-class TaskManagementResponse(IntEnum):
+class TaskManagementResponseCode(IntEnum):
     """Responses to a task management function (RFC 7143 §11.6.1; RFC 7144 §5)."""
 
     FUNCTION_COMPLETE = 0
@@ -120,7 +120,7 @@ class LogoutReason(IntEnum):
     REMOVE_CONNECTION_FOR_RECOVERY = 2
 
 
-class LogoutResponse(IntEnum):
+class LogoutResponseCode(IntEnum):
     """Responses of a Logout Response (RFC 7143 §11.15.1)."""
 
     CLOSED = 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from protocol import allegiance, serial
 from protocol.bhs import TaskManagementRequest
 from protocol.enums import TaskManagementFunction as Function
-from protocol.enums import TaskManagementResponse as Response
+from protocol.enums import TaskManagementResponseCode as Response
 from protocol.scsi.device import LogicalUnit, Reset, Target
 from protocol.task import Task
 

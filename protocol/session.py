@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from protocol.scsi.device import Target
     from protocol.task import Task
 
-__all__ = ["Early", "Session", "SessionTable"]
+__all__ = ["DeferredPdu", "Session", "SessionTable"]
 
 _MASK = serial.MASK
 
 
 @dataclass(slots=True)
-class Early:
+class DeferredPdu:
     """A PDU that came before its turn; copies, since receive buffers are used again."""
 
     connection: "Connection"
@@ -101,7 +101,7 @@ class Session:
         """InitiatorTaskTag → SCSI command under way."""
         self.exp_cmd_sn = cmd_sn
         self.max_cmd_sn = serial.add(cmd_sn, max(grant.queue_depth, 1) - 1)
-        self.held: dict[int, Early | None] = {}
+        self.held: dict[int, DeferredPdu | None] = {}
         """CmdSN → the PDU that came before its turn; None where the number counts as used (``skip``)."""
         self._releasing = False
         self.created_at = now

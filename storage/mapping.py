@@ -17,7 +17,7 @@ rules keep them off:
 4. **Stores go by system call too** (``store``). The data is copied into a few pages of our own that are a
    memfd, and ``preadv`` of that memfd puts it into the mapping: a page that cannot be had is a short count
    or EFAULT, and the caller does it again with ``pwrite``, which names the error. It is done only where
-   the pages are in memory (rule 3) and writable: ``stores.py`` says why, and knows which are.
+   the pages are in memory (rule 3) and writable: ``mapped_writes.py`` says why, and knows which are.
 5. **Nothing is flushed here.** ``mmap.flush`` holds the GIL (0.16–0.19 s for 512 MiB of dirty pages); the
    backend's ``fdatasync`` on a worker cleans the same pages.
 
@@ -34,7 +34,7 @@ import mmap
 import os
 
 from storage.linux import mincore
-from storage.stores import CHUNK, CHUNK_SHIFT, PAGE, STORE_LIMIT, Stores, bounce
+from storage.mapped_writes import CHUNK, CHUNK_SHIFT, PAGE, STORE_LIMIT, Stores, bounce
 
 __all__ = ["CHUNK", "PAGE", "STORE_LIMIT", "UNMAPPED", "Mapping", "may_ask"]
 

@@ -4,13 +4,14 @@
 not is read by a worker with ``pread``, which also brings it into memory for the next time. Where nothing
 can be mapped (no address space left, an odd file system) ``preadv`` with RWF_NOWAIT takes its place.
 
-**Writing.** Small writes to what is dirty already go through the mapping, by system call (``stores.py``). Any
-other buffered write to a local file system is a copy into the page cache and some bookkeeping: cheaper
-than a hop to a worker and back (30–60 µs) up to ``INLINE_WRITE_LIMIT``. Three things can make it wait, and
-each has its rule: a partial page that is not in memory must be read in first (such writes go to a
-worker); file systems behind a network or another process wait for that (``_inline`` is false for them);
-and the kernel holds up writers when too much is dirty (a governor sends writes to workers for a while
-after one that slept for long; a thread that only lost its processor to others has waited for no medium).
+**Writing.** Small writes to what is dirty already go through the mapping, by system call
+(``mapped_writes.py``). Any other buffered write to a local file system is a copy into the page cache and
+some bookkeeping: cheaper than a hop to a worker and back (30–60 µs) up to ``INLINE_WRITE_LIMIT``. Three
+things can make it wait, and each has its rule: a partial page that is not in memory must be read in first
+(such writes go to a worker); file systems behind a network or another process wait for that (``_inline`` is
+false for them); and the kernel holds up writers when too much is dirty (a governor sends writes to workers
+for a while after one that slept for long; a thread that only lost its processor to others has waited for no
+medium).
 
 **Faults.** A medium that is known to be cut off, deleted or gone serves nothing: silent zeros and writes
 into a file without a name are lies. ``_examine`` finds out, for one system call; ``tick`` asks it for

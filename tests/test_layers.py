@@ -53,7 +53,7 @@ FOREIGN: dict[str, tuple[str, ...]] = {
     "socket": ("targetd",),
     "select": ("targetd",),
     "time": ("storage", "targetd", "api"),
-    "mmap": ("storage.mapping", "storage.stores"),
+    "mmap": ("storage.mapping", "storage.mapped_writes"),
     "aiohttp": ("api", "targetd.daemon.main", "targetd.ctl"),
     "sqlalchemy": ("targetd.persistence.store", "targetd.persistence.migrations"),
     "alembic": ("targetd.persistence.store", "targetd.persistence.migrations"),

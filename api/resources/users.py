@@ -22,7 +22,7 @@ from api.routing import Operation, Router
 from api.schema import coerce
 from targetd.config import REQUIRED
 
-__all__ = ["Keeper", "UsersResource"]
+__all__ = ["AccountRecords", "UsersResource"]
 
 log = logging.getLogger("api")
 
@@ -34,7 +34,7 @@ MOST: Final = 256
 BUILT_IN: Final = "This user is built in; its password is in the daemon's password file."
 
 
-class Keeper(Protocol):
+class AccountRecords(Protocol):
     """Where accounts are kept, durably."""
 
     async def put(self, name: str, value: bytes | None) -> None:
@@ -47,7 +47,7 @@ class Keeper(Protocol):
 class UsersResource:
     """The accounts."""
 
-    def __init__(self, authenticator: Authenticator, keeper: Keeper, root: Account) -> None:
+    def __init__(self, authenticator: Authenticator, keeper: AccountRecords, root: Account) -> None:
         self._authenticator = authenticator
         self._keeper = keeper
         self._root = root

@@ -28,7 +28,7 @@ from targetd.config.resources import (
     TargetGroup,
     objects,
 )
-from targetd.config.versioned import Members
+from targetd.config.versioned import VersionedMap
 
 __all__ = [
     "Change",
@@ -98,7 +98,7 @@ def remove(config: Configuration, collection: Collection, id: int) -> Configurat
         if named != collection:
             continue
         gone = {member.id for member in REFERRING[other, attribute].of(config).get(id, ())}
-        left: Members[Resource] = changes.get(other, objects(config, other))
+        left: VersionedMap[Resource] = changes.get(other, objects(config, other))
         if gone & left.keys():
             changes[other] = left.without(gone & left.keys())
     return _evolve(config, **changes)

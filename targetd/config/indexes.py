@@ -20,7 +20,7 @@ from targetd.config.resources import (
     Target,
     TargetGroup,
 )
-from targetd.config.versioned import Members
+from targetd.config.versioned import VersionedMap
 
 __all__ = [
     "REFERENCES",
@@ -52,7 +52,7 @@ class Index(Generic[_K, _R]):
 
     def of(self, config: Configuration) -> Mapping[_K, Sequence[_R]]:
         """In this configuration. A key that nobody has is absent."""
-        members: Members[_R] = getattr(config, self.collection)
+        members: VersionedMap[_R] = getattr(config, self.collection)
         context = self.context(config.globals)
         kept = cast("_Kept[_K, _R] | None", config.derived.get(self))
         touched = None
@@ -67,7 +67,7 @@ class Index(Generic[_K, _R]):
         config.derived[self] = _Kept(members, context, groups)
         return groups
 
-    def _made(self, globals: GlobalConfiguration, members: Members[_R]) -> dict[_K, tuple[_R, ...]]:
+    def _made(self, globals: GlobalConfiguration, members: VersionedMap[_R]) -> dict[_K, tuple[_R, ...]]:
         gathered: dict[_K, list[_R]] = {}
         for _, member in sorted(members.items()):
             if (key := self.key(globals, member)) is not None:
@@ -75,7 +75,11 @@ class Index(Generic[_K, _R]):
         return {key: tuple(group) for key, group in gathered.items()}
 
     def _followed(
-        self, globals: GlobalConfiguration, kept: "_Kept[_K, _R]", members: Members[_R], touched: set[int]
+        self,
+        globals: GlobalConfiguration,
+        kept: "_Kept[_K, _R]",
+        members: VersionedMap[_R],
+        touched: set[int],
     ) -> dict[_K, tuple[_R, ...]]:
         groups = dict(kept.groups)
         for id in touched:
@@ -99,7 +103,7 @@ class Index(Generic[_K, _R]):
 class _Kept(Generic[_K, _R]):
     """An index as it was last made."""
 
-    members: Members[_R]
+    members: VersionedMap[_R]
     context: object
     groups: dict[_K, tuple[_R, ...]]
 

@@ -17,7 +17,7 @@ from targetd.config.parsing import (
     split_list,
     split_location,
 )
-from targetd.config.versioned import Members
+from targetd.config.versioned import VersionedMap
 
 __all__ = [
     "BLOCK_SIZES",
@@ -328,16 +328,16 @@ COLLECTIONS: Mapping[Collection, type[Resource]] = types.MappingProxyType(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
     """Everything, at one moment. The mappings go from id to object and are never mutated; whatever mapping a
-    collection is given as, it is kept as ``Members``."""
+    collection is given as, it is kept as ``VersionedMap``."""
 
     globals: GlobalConfiguration = field(default_factory=GlobalConfiguration)
-    extents: Mapping[int, Extent] = field(default_factory=Members)
-    initiator_groups: Mapping[int, InitiatorGroup] = field(default_factory=Members)
-    credentials: Mapping[int, AuthCredential] = field(default_factory=Members)
-    portals: Mapping[int, Portal] = field(default_factory=Members)
-    targets: Mapping[int, Target] = field(default_factory=Members)
-    target_groups: Mapping[int, TargetGroup] = field(default_factory=Members)
-    lun_mappings: Mapping[int, LunMapping] = field(default_factory=Members)
+    extents: Mapping[int, Extent] = field(default_factory=VersionedMap)
+    initiator_groups: Mapping[int, InitiatorGroup] = field(default_factory=VersionedMap)
+    credentials: Mapping[int, AuthCredential] = field(default_factory=VersionedMap)
+    portals: Mapping[int, Portal] = field(default_factory=VersionedMap)
+    targets: Mapping[int, Target] = field(default_factory=VersionedMap)
+    target_groups: Mapping[int, TargetGroup] = field(default_factory=VersionedMap)
+    lun_mappings: Mapping[int, LunMapping] = field(default_factory=VersionedMap)
     service_enabled: bool = True
     """``services/services/iscsitarget`` srv_enable: portals listen only while it is true."""
     last_ids: Mapping[str, int] = field(default_factory=dict)
@@ -349,14 +349,14 @@ class Configuration:
     def __post_init__(self) -> None:
         for collection in COLLECTIONS:
             members = getattr(self, collection)
-            if isinstance(members, Members):
+            if isinstance(members, VersionedMap):
                 continue
-            object.__setattr__(self, collection, Members(members))
+            object.__setattr__(self, collection, VersionedMap(members))
             highest = max(members, default=0)
             if highest > self.last_ids.get(collection, 0):
                 object.__setattr__(self, "last_ids", {**self.last_ids, collection: highest})
 
 
-def objects(config: Configuration, collection: Collection) -> Members[Resource]:
+def objects(config: Configuration, collection: Collection) -> VersionedMap[Resource]:
     """One collection of the configuration by its name."""
-    return cast(Members[Resource], getattr(config, collection))
+    return cast(VersionedMap[Resource], getattr(config, collection))

@@ -9,7 +9,7 @@ whole, as if nothing were remembered: what is known makes it faster, never other
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Self, TypeVar
 
-__all__ = ["Members"]
+__all__ = ["VersionedMap"]
 
 _T = TypeVar("_T")
 
@@ -17,7 +17,7 @@ REMEMBERED: Final = 16
 """Forebears that a collection knows. An edit makes a few; what was kept of older ones is made anew."""
 
 
-class Members(dict[int, _T]):
+class VersionedMap(dict[int, _T]):
     """id → object. Never changed once it is made; what changes is made from it (``put``, ``without``)."""
 
     __slots__ = ("_forebears", "_token")
@@ -58,7 +58,7 @@ class Members(dict[int, _T]):
         """
         if before is self:
             return set()
-        if not isinstance(before, Members):
+        if not isinstance(before, VersionedMap):
             return None
         touched: set[int] = set()
         for token, ids in reversed(self._forebears):

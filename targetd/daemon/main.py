@@ -41,7 +41,7 @@ from targetd.system.tls import Certificate
 from targetd.volumes import Pools
 
 if TYPE_CHECKING:
-    from targetd.workers.supervisor import Fleet
+    from targetd.workers.supervisor import Supervisor
 
 __all__ = ["StartError", "run"]
 
@@ -91,11 +91,11 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners) -> None:
     except ValueError as error:
         raise StartError(str(error)) from None
     store = await Store.open(state / STORE_NAME)
-    runtime: Runtime | Fleet
+    runtime: Runtime | Supervisor
     if options.workers > 1:
         from targetd.workers import supervisor  # a twentieth of all imports, which one process does without
 
-        runtime = supervisor.Fleet(
+        runtime = supervisor.Supervisor(
             *(store, roots, loop, dict(options.pools), options.workers),
             *(options.log_level, options.log_format, listeners),
         )
@@ -192,7 +192,7 @@ def _certificate(options: Options) -> Certificate | None:
 
 
 class _Accounts:
-    """``api.resources.users.Keeper`` in the store."""
+    """``api.resources.users.Persistence`` in the store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -21,7 +21,7 @@ from targetd.system import logs
 from targetd.system.tls import Certificate
 
 if TYPE_CHECKING:
-    from targetd.workers.supervisor import Fleet
+    from targetd.workers.supervisor import Supervisor
 
 __all__ = ["LIVE", "Reloader"]
 
@@ -34,7 +34,7 @@ class Reloader:
 
     started: Options
     """As they were at the start."""
-    runtime: "Runtime | Fleet"
+    runtime: "Runtime | Supervisor"
     users: UsersResource
     admin: Account
     certificate: Certificate | None

@@ -18,7 +18,7 @@ from protocol.scsi.taskset import Throttle
 from storage.base import Backend, Space
 from storage.open import ExtentKind, ExtentSpec, PathError, open_backend, resolve_path
 from targetd.config import ConfigError, Extent, ExtentType, LunMapping, Target
-from targetd.system.threads import Lane
+from targetd.system.threads import WorkerThreads
 from targetd.volumes import volume_file
 
 __all__ = ["LiveExtent", "UnitKey", "check_path", "open_extent", "spec_of", "unit_key"]
@@ -172,7 +172,7 @@ class LiveExtent:
         self,
         extent: Extent,
         backend: Backend | None,
-        lane: Lane,
+        lane: WorkerThreads,
         reservations: Reservations,
         make_unit: Callable[["LiveExtent", UnitConfig], LogicalUnit],
         threshold: int | None = None,

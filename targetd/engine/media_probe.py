@@ -13,7 +13,7 @@ from typing import Any
 
 from targetd.system.threads import Completions
 
-__all__ = ["HANG_S", "Patrol"]
+__all__ = ["HANG_S", "MediaProbe"]
 
 HANG_S = 1.0
 """A job that takes longer hangs: stat(2), open(2) and a few ioctls take microseconds; from a disk that has to
@@ -23,7 +23,7 @@ Job = tuple[Callable[[], Any], Callable[[Any], None]]
 """(work, on a thread; done, on the event loop with what work has returned)"""
 
 
-class Patrol:
+class MediaProbe:
     """The line of jobs. Every method on the event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, completions: Completions) -> None:

@@ -24,14 +24,14 @@ from targetd.interface import (
     VisibleLun,
     Work,
 )
-from targetd.net.access import PortalAuthorizer, View, credentials_of
+from targetd.net.access import AccessSnapshot, PortalAuthorizer, credentials_of
 from targetd.net.counters import command_name, status_name
 
 __all__ = ["explanation", "lun_statuses", "session_status", "unit_statistics", "work_under_way"]
 
 
 def explanation(
-    view: View, portal: Portal, target: Target, initiator_name: str, address: str, obstacle: str
+    view: AccessSnapshot, portal: Portal, target: Target, initiator_name: str, address: str, obstacle: str
 ) -> Explanation:
     """What the login itself would answer, asked of the very code that answers it.
 
@@ -69,7 +69,7 @@ def explanation(
     )
 
 
-def _visible(view: View, target_id: int) -> Iterator[VisibleLun]:
+def _visible(view: AccessSnapshot, target_id: int) -> Iterator[VisibleLun]:
     config, live = view.configuration, view.handles[target_id]
     assert isinstance(live, ScsiTarget)
     for mapping in sorted(mappings_by_target(config).get(target_id, ()), key=lambda mapping: mapping.lun):

@@ -51,7 +51,7 @@ from targetd.config import (
     validate,
 )
 from targetd.engine.extents import LiveExtent, UnitKey, check_path, open_extent, spec_of, unit_key
-from targetd.engine.media_probe import Job, Patrol
+from targetd.engine.media_probe import Job, MediaProbe
 from targetd.engine.reports import explanation, lun_statuses, session_status, unit_statistics, work_under_way
 from targetd.engine.throttle import Throttle
 from targetd.interface import (
@@ -67,15 +67,15 @@ from targetd.interface import (
     Work,
 )
 from targetd.luc.server import ControllerServer
-from targetd.net.access import View
+from targetd.net.access import AccessSnapshot
 from targetd.net.host_addresses import HostAddresses
 from targetd.net.inherited_sockets import Listeners
 from targetd.net.loop import Loop
 from targetd.net.portals import Bound, Portals
 from targetd.net.server import Channel, Server
-from targetd.persistence.interface import UNITS, Keeper, Records, StoreError
-from targetd.system.gc_schedule import Garbage
-from targetd.system.threads import Completions, Lane, off_loop
+from targetd.persistence.interface import UNITS, Persistence, Records, StoreError
+from targetd.system.gc_schedule import GcScheduler
+from targetd.system.threads import Completions, WorkerThreads, run_in_thread
 
 __all__ = ["Runtime"]
 
@@ -160,7 +160,7 @@ class Runtime:
 
     def __init__(
         self,
-        store: Keeper,
+        store: Persistence,
         extent_roots: Sequence[Path],
         loop: Loop,
         pools: Mapping[str, Path] | None = None,
@@ -202,12 +202,12 @@ class Runtime:
         self.server.sessions.ended = self._session_ended
         self.portals = Portals(self.server, self.announce, listeners or Listeners())
         self._addresses = HostAddresses(loop, self.portals.changed)
-        self._view = View(self._config, self._targets, self.portals.absent)
+        self._view = AccessSnapshot(self._config, self._targets, self.portals.absent)
         self.controller = ControllerServer(self)
         self._completions = Completions(loop, self.server.flush_stirred)
-        self._patrol = Patrol(loop, self._completions)
-        self._spare_lane = Lane(self._completions, "absent", 1)
-        self._garbage = Garbage(self._bytes_moved)
+        self._patrol = MediaProbe(loop, self._completions)
+        self._spare_lane = WorkerThreads(self._completions, "absent", 1)
+        self._garbage = GcScheduler(self._bytes_moved)
 
     # -- the engine interface -----------------------------------------------------------------
 
@@ -249,7 +249,7 @@ class Runtime:
             await self._save(old, new)
         except BaseException:
             self._changes_failed += 1
-            await off_loop(prepared.undo)
+            await run_in_thread(prepared.undo)
             raise
         retired = self._swap(old, new, changes, prepared)
         gone = (old.extents[id] for id in discard_files if id not in new.extents)
@@ -417,7 +417,7 @@ class Runtime:
         try:
             await self._prepare_listeners(config, prepared)
         except BaseException:
-            await off_loop(prepared.undo)
+            await run_in_thread(prepared.undo)
             raise
         await self._retired(self._swap(old, config, diff(old, config), prepared), [])
 
@@ -478,7 +478,7 @@ class Runtime:
                 sanitize.stop(unit)
         started = time.monotonic()
         flushes = {
-            asyncio.create_task(off_loop(_flush_and_close, live.backend)): live.extent.name
+            asyncio.create_task(run_in_thread(_flush_and_close, live.backend)): live.extent.name
             for live in self._extents.values()
             if live.backend is not None
         }
@@ -552,7 +552,7 @@ class Runtime:
         written = changes["extents"].written if "extents" in changes else {}
         if not written:
             return _Prepared()
-        work = asyncio.ensure_future(off_loop(self._prepare_extents, old, new, changes))
+        work = asyncio.ensure_future(run_in_thread(self._prepare_extents, old, new, changes))
         allocates = any(isinstance(extent, Extent) and extent.allocate for extent in written.values())
         try:
             await asyncio.wait({work}, timeout=None if allocates else PREPARE_PATIENCE_S)
@@ -564,7 +564,7 @@ class Runtime:
             prepared = work.result()
         except BaseException:
             if clone is not None:
-                await off_loop(clone.undo)
+                await run_in_thread(clone.undo)
             raise
         if clone is not None and clone.file is not None:
             prepared.made.append(clone.file)
@@ -587,11 +587,11 @@ class Runtime:
         unit = next(iter(live.units.values()), None)
         if unit is not None and unit.locked is not None:
             raise ConfigError.one("extents", WHOLE, "The extent is being sanitized.", extent.id)
-        await off_loop(partial(check_path, new=True), extent, self.extent_roots, self._pools)
+        await run_in_thread(partial(check_path, new=True), extent, self.extent_roots, self._pools)
         still = asyncio.Event()
         pause = None
         try:
-            work = asyncio.ensure_future(off_loop(backend.flush))  # so that the pause is short
+            work = asyncio.ensure_future(run_in_thread(backend.flush))  # so that the pause is short
             if not await _in_time(work, PREPARE_PATIENCE_S):
                 raise ConfigError.one("extents", "path", "The medium does not answer.", extent.id)
             if unit is not None:
@@ -601,7 +601,7 @@ class Runtime:
                 except TimeoutError:
                     message = "Writes to the extent do not come to an end; its medium hangs."
                     raise ConfigError.one("extents", WHOLE, message, extent.id) from None
-            return await off_loop(clone_file, backend, extent.path)
+            return await run_in_thread(clone_file, backend, extent.path)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ConfigError.one("extents", "path", f"{extent.path}: {reason}.", extent.id) from None
@@ -613,7 +613,7 @@ class Runtime:
     async def _retired(self, backends: list[Backend], doomed: list[Path]) -> None:
         """Let go of what nobody needs any more; a medium that does not answer is left to itself."""
         if backends or doomed:
-            work = self._keep_running(off_loop(_retire, backends, doomed))
+            work = self._keep_running(run_in_thread(_retire, backends, doomed))
             await asyncio.wait({work}, timeout=RETIRE_PATIENCE_S)
 
     async def _open_stored(self, extents: Sequence[Extent]) -> _Prepared:
@@ -625,7 +625,7 @@ class Runtime:
         def opened(extent: Extent, result: Backend | OSError | ValueError) -> None:
             if extent.id not in waiting:  # too late; it will be looked for again
                 if isinstance(result, Backend):
-                    self._keep_running(off_loop(result.close))
+                    self._keep_running(run_in_thread(result.close))
                 return
             del waiting[extent.id]
             if isinstance(result, Backend):
@@ -672,7 +672,7 @@ class Runtime:
         retired = self._swap_extents(old, new, changes, prepared)
         gone = self._swap_targets(old, new, changes)
         self._config = new
-        self._view = View(new, self._targets, self.portals.absent)
+        self._view = AccessSnapshot(new, self._targets, self.portals.absent)
         table = self.server.sessions
         table.max_sessions = new.globals.max_sessions
         if self._listens:
@@ -751,7 +751,7 @@ class Runtime:
     def _new_extent(
         self, extent: Extent, backend: Backend | None, config: Configuration, missing: str = ""
     ) -> LiveExtent:
-        lane = Lane(self._completions, f"extent-{extent.id}")
+        lane = WorkerThreads(self._completions, f"extent-{extent.id}")
         reservations = Reservations(self._kept.of(extent.id).get(RESERVATIONS_KEPT_AS))
         reservations.target_port_groups = self._target_port_groups
         threshold = config.globals.pool_avail_threshold
@@ -875,7 +875,7 @@ class Runtime:
     # -- housekeeping -------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """See ``Garbage.settle``: the process is ready."""
+        """See ``GcScheduler.settle``: the process is ready."""
         self._garbage.settle()
 
     def _bytes_moved(self) -> int:
@@ -1101,7 +1101,7 @@ async def _undo_late(work: asyncio.Future[_Prepared]) -> None:
         prepared = await work
     except (ConfigError, OSError):
         return
-    await off_loop(prepared.undo)
+    await run_in_thread(prepared.undo)
 
 
 def _touched(old: Configuration, new: Configuration, changes: Changes) -> tuple[set[int], set[int]]:

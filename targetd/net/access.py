@@ -29,7 +29,7 @@ from targetd.config import (
     target_named,
 )
 
-__all__ = ["PortalAuthorizer", "Verdict", "View", "credentials_of", "in_networks"]
+__all__ = ["AccessSnapshot", "PortalAuthorizer", "Verdict", "credentials_of", "in_networks"]
 
 METHODS: dict[AuthChoice, AuthMethod] = {
     "None": AuthMethod.NONE,
@@ -44,7 +44,7 @@ CHAP_NUMBERS: dict[ChapAlgorithm, int] = {"MD5": 5, "SHA1": 6, "SHA256": 7, "SHA
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class AccessSnapshot:
     """What logins are judged by: swapped as a whole when the configuration changes."""
 
     configuration: Configuration
@@ -69,7 +69,7 @@ class PortalAuthorizer:
 
     def __init__(
         self,
-        view: Callable[[], View],
+        view: Callable[[], AccessSnapshot],
         portal_id: int,
         peer_host: str,
         local_host: str,

@@ -14,7 +14,7 @@ import resource
 from collections import Counter
 from dataclasses import dataclass
 
-__all__ = ["Doorkeeper", "Limits", "Visitor", "neighbourhood"]
+__all__ = ["Admission", "ConnectionLimiter", "Limits", "neighbourhood"]
 
 log = logging.getLogger("targetd.limits")
 
@@ -65,7 +65,7 @@ def neighbourhood(address: str) -> str:
     return f"{ipaddress.IPv6Address(network + bytes(8))}/64"
 
 
-class Visitor:
+class Admission:
     """One connection as the doorkeeper knows it."""
 
     __slots__ = ("address", "half_open")
@@ -75,7 +75,7 @@ class Visitor:
         self.half_open = True
 
 
-class Doorkeeper:
+class ConnectionLimiter:
     """Counts who is there, and says who may not come in."""
 
     def __init__(self, limits: Limits) -> None:
@@ -91,7 +91,7 @@ class Doorkeeper:
         self._told: dict[str, tuple[float, int]] = {}
         """Reason → when it was told last, and ``refused`` then."""
 
-    def enter(self, address: str, now: float) -> Visitor | None:
+    def enter(self, address: str, now: float) -> Admission | None:
         """A peer is at the door; None: it is to be closed at once."""
         address = neighbourhood(address)
         reason = self._objection(address)
@@ -102,7 +102,7 @@ class Doorkeeper:
         self.half_open += 1
         self._by_address[address] += 1
         self._half_open_by_address[address] += 1
-        return Visitor(address)
+        return Admission(address)
 
     def _objection(self, address: str) -> str:
         limits = self.limits
@@ -127,14 +127,14 @@ class Doorkeeper:
             self.telling = reason + (f" ({more} before it)" if more else "")
             log.warning("%s is not let in: %s", address, self.telling)
 
-    def logged_in(self, visitor: Visitor) -> None:
+    def logged_in(self, visitor: Admission) -> None:
         """Its login is over, well."""
         if visitor.half_open:
             visitor.half_open = False
             self.half_open -= 1
             self._half_open_by_address[visitor.address] -= 1
 
-    def leave(self, visitor: Visitor) -> None:
+    def leave(self, visitor: Admission) -> None:
         """It is gone. Once."""
         self.logged_in(visitor)
         self.connections -= 1

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from targetd.system.threads import off_loop
+from targetd.system.threads import run_in_thread
 
 __all__ = ["HostAddresses"]
 
@@ -45,7 +45,7 @@ class HostAddresses:
         """Begin to listen, then have everything looked at once."""
         try:
             # On a thread: pyroute2 takes a fifth of a second to load, and initiators are waiting already.
-            module = await off_loop(importlib.import_module, "pyroute2")
+            module = await run_in_thread(importlib.import_module, "pyroute2")
             if self._closed:
                 return
             sock = module.IPRSocket()

@@ -34,12 +34,12 @@ from protocol.session import SessionTable
 from protocol.task import Task
 from targetd.config import split_address
 from targetd.interface import LoginFailure
-from targetd.net.access import PortalAuthorizer, View
-from targetd.net.admission import Doorkeeper, Limits, Visitor
+from targetd.net.access import AccessSnapshot, PortalAuthorizer
+from targetd.net.admission import Admission, ConnectionLimiter, Limits
 from targetd.net.counters import SAMPLED, TURNED_AWAY, Counters
 from targetd.net.loop import Loop
 
-__all__ = ["Begun", "Channel", "Server", "bind", "bind_reason"]
+__all__ = ["Channel", "LoginSnapshot", "Server", "bind", "bind_reason"]
 
 log = logging.getLogger("targetd.iscsi")
 
@@ -111,7 +111,7 @@ def bind(address: str, *, share_port: bool = False) -> socket.socket:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class LoginSnapshot:
     """A connection whose login another process has begun to read."""
 
     since: float
@@ -149,7 +149,7 @@ class Channel:
         peer: str,
         local: str,
         portal_id: int,
-        visitor: Visitor,
+        visitor: Admission,
     ) -> None:
         self.server = server
         self.sock = sock
@@ -257,7 +257,7 @@ class Channel:
                 if session.tasks.get(task.initiator_task_tag) is not task and not task.aborted:
                     server.counters.took(task.unit, session, elapsed_s, SAMPLED)
 
-    def resume(self, begun: Begun) -> None:
+    def resume(self, begun: LoginSnapshot) -> None:
         """Go on with what another process has begun. A login is answered by the same bytes however often it
         is read, as far as it was read there: what follows from a request alone."""
         connection = self.connection
@@ -429,7 +429,7 @@ class Channel:
 
 def _logged_in(channel: Channel, event: LoggedIn) -> None:
     session = event.session
-    channel.server.doorkeeper.logged_in(channel.visitor)
+    channel.server.connection_limiter.logged_in(channel.visitor)
     channel.server.loop.promote(channel.fd)
     log.info(
         "%s: %s logged in to %s%s",
@@ -479,7 +479,7 @@ class Server:
     def __init__(
         self,
         loop: Loop,
-        view: Callable[[], View],
+        view: Callable[[], AccessSnapshot],
         note: Callable[[str, Any], None],
         on_tick: Callable[[float], None],
         limits: Limits | None = None,
@@ -502,8 +502,8 @@ class Server:
         """Address as configured → its socket and the id of its portal."""
         self.receive_buffer = memoryview(bytearray(TURN))
         self.counters = Counters()
-        self.doorkeeper = Doorkeeper(limits or Limits.here())
-        self.channel: Callable[[Server, socket.socket, str, str, int, Visitor], Channel] = Channel
+        self.connection_limiter = ConnectionLimiter(limits or Limits.here())
+        self.channel: Callable[[Server, socket.socket, str, str, int, Admission], Channel] = Channel
         """Makes the channel of a connection that was accepted."""
         self.unmeasured = SAMPLED
         """Wake-ups until one is measured."""
@@ -535,14 +535,14 @@ class Server:
                 self.loop.remove_reader(listener.fileno())
                 self.loop.call_later(DESCRIPTOR_PAUSE_S, self._resume, listener, address)
                 return
-            visitor = self.doorkeeper.enter(str(peer[0]), self.loop.time())
+            visitor = self.connection_limiter.enter(str(peer[0]), self.loop.time())
             if visitor is None:
                 self._turn_away(sock, peer, address)
                 continue
             try:
                 self._welcome(sock, peer, self.listeners[address][1], visitor)
             except OSError as error:
-                self.doorkeeper.leave(visitor)
+                self.connection_limiter.leave(visitor)
                 sock.close()
                 log.error("%s cannot be served: %s", _shown(peer), error)
 
@@ -551,7 +551,7 @@ class Server:
         sock.close()
         portal_id = self.listeners[address][1]
         self.counters.dropped(portal_id, TURNED_AWAY)
-        if self.doorkeeper.telling:
+        if self.connection_limiter.telling:
             failure = LoginFailure(
                 at=time.time(),
                 initiator_name="",
@@ -560,11 +560,13 @@ class Server:
                 portal_id=portal_id,
                 target_name="",
                 status="",
-                reason=self.doorkeeper.telling,
+                reason=self.connection_limiter.telling,
             )
             self.note("login.refused", failure)
 
-    def _welcome(self, sock: socket.socket, peer: tuple[Any, ...], portal_id: int, visitor: Visitor) -> None:
+    def _welcome(
+        self, sock: socket.socket, peer: tuple[Any, ...], portal_id: int, visitor: Admission
+    ) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -575,7 +577,13 @@ class Server:
         self.channels.add(channel)
 
     def adopt(
-        self, sock: socket.socket, peer: str, local: str, portal_id: int, visitor: Visitor, begun: Begun
+        self,
+        sock: socket.socket,
+        peer: str,
+        local: str,
+        portal_id: int,
+        visitor: Admission,
+        begun: LoginSnapshot,
     ) -> None:
         """Serve a connection that another process has accepted and set up."""
         sock.setblocking(False)
@@ -612,7 +620,7 @@ class Server:
     def gone(self, channel: Channel, reason: str) -> None:
         """A channel has closed."""
         self.channels.discard(channel)
-        self.doorkeeper.leave(channel.visitor)
+        self.connection_limiter.leave(channel.visitor)
         self.counters.dropped(channel.portal_id, channel.connection.closing or reason)
         session = channel.connection.session
         if session is None:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from targetd.config import Configuration
 
-__all__ = ["UNITS", "Keeper", "Records", "StoreError"]
+__all__ = ["UNITS", "Persistence", "Records", "StoreError"]
 
 UNITS = "unit"
 """Namespace of what logical units have kept; keys are "<extent id>/<name>"."""
@@ -15,7 +15,7 @@ class StoreError(Exception):
     """The store cannot be opened, read or written; the text is for the operator and says what to do."""
 
 
-class Keeper(Protocol):
+class Persistence(Protocol):
     """Keeps a configuration and named bytes, durably."""
 
     async def save(self, old: Configuration, new: Configuration) -> None:

@@ -14,7 +14,7 @@ does not by itself (its short looks at what is new go on as ever), but:
 import gc
 from collections.abc import Callable
 
-__all__ = ["Garbage"]
+__all__ = ["GcScheduler"]
 
 DUE = 20_000
 """Objects that have outlived the short looks. What comes and goes, as with a large answer of the API, is none
@@ -28,7 +28,7 @@ QUIET_TICKS = 3
 _NEVER = 2**31 - 1
 
 
-class Garbage:
+class GcScheduler:
     """The collector of this process, from ``settle`` on. On the event loop."""
 
     def __init__(self, moved: Callable[[], int]) -> None:

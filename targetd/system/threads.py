@@ -15,7 +15,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-__all__ = ["Completions", "Lane", "off_loop"]
+__all__ = ["Completions", "WorkerThreads", "run_in_thread"]
 
 _T = TypeVar("_T")
 
@@ -26,7 +26,7 @@ IDLE_S = 10.0
 """A thread without work for so long ends, so that idle units cost no memory."""
 
 
-async def off_loop(work: Callable[..., _T], *arguments: Any) -> _T:
+async def run_in_thread(work: Callable[..., _T], *arguments: Any) -> _T:
     """``work(*arguments)`` on a thread of its own, for what may wait for a medium outside of any command.
 
     Not ``asyncio.to_thread``: its threads are joined at exit, and one that is stuck in a hung disk would
@@ -90,8 +90,8 @@ class Completions:
         self._after()
 
 
-class Lane:
-    """The workers of one logical unit; a ``protocol.scsi.device.Lane``."""
+class WorkerThreads:
+    """The workers of one logical unit; a ``protocol.scsi.interfaces.Lane``."""
 
     def __init__(self, completions: Completions, name: str, width: int = WIDTH) -> None:
         self._completions = completions

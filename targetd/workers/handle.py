@@ -1,7 +1,7 @@
 """One worker as the front sees it: its process, the link to it, the connections it has.
 
 A member is *up* from when it has brought up its share until its link ends. Whatever was asked of it then and
-is not answered fails with ``MemberGoneError``.
+is not answered fails with ``WorkerGoneError``.
 """
 
 import asyncio
@@ -17,25 +17,25 @@ from typing import Any
 
 from targetd.config import ConfigError
 from targetd.interface import Event, PortalStatistics
-from targetd.net.admission import Visitor
-from targetd.system.threads import off_loop
+from targetd.net.admission import Admission
+from targetd.system.threads import run_in_thread
 from targetd.workers.link import Link
 from targetd.workers.messages import (
     Adopt,
     Answer,
     Ask,
+    ConnectionClosed,
     Decide,
     Delta,
-    Gone,
-    Happened,
-    Keep,
-    Kept,
+    EventRaised,
     LoggedIn,
+    Persist,
+    Persisted,
     Prepared,
     Start,
 )
 
-__all__ = ["Change", "Member", "MemberGoneError", "Owner", "WorkerError"]
+__all__ = ["Change", "Owner", "WorkerError", "WorkerGoneError", "WorkerHandle"]
 
 log = logging.getLogger("targetd.workers")
 
@@ -43,7 +43,7 @@ KILL_S = 1.0
 """How long the end of a process that was killed is waited for."""
 
 
-class MemberGoneError(Exception):
+class WorkerGoneError(Exception):
     """The worker ended before it could answer."""
 
 
@@ -63,11 +63,11 @@ class Change:
 class Owner:
     """What a member tells; the fleet does something about it."""
 
-    def logged_in(self, visitor: Visitor) -> None:
+    def logged_in(self, visitor: Admission) -> None:
         """A connection is through with its login."""
         raise NotImplementedError
 
-    def left(self, visitor: Visitor) -> None:
+    def left(self, visitor: Admission) -> None:
         """A connection is closed."""
         raise NotImplementedError
 
@@ -75,16 +75,16 @@ class Owner:
         """Something for the event stream."""
         raise NotImplementedError
 
-    def keep(self, member: "Member", request: Keep) -> None:
-        """Something is to be kept; answer with ``Member.kept``."""
+    def keep(self, member: "WorkerHandle", request: Persist) -> None:
+        """Something is to be kept; answer with ``WorkerHandle.kept``."""
         raise NotImplementedError
 
-    def ended(self, member: "Member") -> None:
+    def ended(self, member: "WorkerHandle") -> None:
         """The link has ended."""
         raise NotImplementedError
 
 
-class Member:
+class WorkerHandle:
     """One worker, over all the processes that it is one after the other."""
 
     def __init__(self, owner: Owner, index: int, loop: asyncio.AbstractEventLoop, seats: int) -> None:
@@ -97,7 +97,7 @@ class Member:
         self.pause_s = 0.0
         """Before the next start."""
         self.started_at = 0.0
-        self.visitors: dict[int, tuple[Visitor, int]] = {}
+        self.visitors: dict[int, tuple[Admission, int]] = {}
         """Number of a connection → who it is for the doorkeeper, and the id of its target."""
         self.sessions: dict[int, str] = {}
         """Session id → initiator."""
@@ -143,7 +143,7 @@ class Member:
         asked, self._asked = self._asked, {}
         for future in asked.values():
             if not future.done():
-                future.set_exception(MemberGoneError(f"worker process {self.index} has ended"))
+                future.set_exception(WorkerGoneError(f"worker process {self.index} has ended"))
                 future.exception()  # who waits for it is told; nobody has to
         self._owner.ended(self)
 
@@ -163,7 +163,7 @@ class Member:
         for limit_s in (patience_s, KILL_S):
             if limit_s:
                 try:
-                    return await off_loop(process.wait, limit_s)
+                    return await run_in_thread(process.wait, limit_s)
                 except subprocess.TimeoutExpired:
                     pass
             process.kill()
@@ -178,7 +178,7 @@ class Member:
         """
         future: asyncio.Future[Any] = self._loop.create_future()
         if self._link is None or self._link.closed:
-            future.set_exception(MemberGoneError(f"worker process {self.index} is not there"))
+            future.set_exception(WorkerGoneError(f"worker process {self.index} is not there"))
             future.exception()
             return future
         self._last += 1
@@ -206,12 +206,12 @@ class Member:
         if self._link is not None:
             self._link.send(Decide(commit))
 
-    def kept(self, request: Keep, error: str) -> None:
-        """Answer to a ``Keep``."""
+    def kept(self, request: Persist, error: str) -> None:
+        """Answer to a ``Persist``."""
         if self._link is not None:
-            self._link.send(Kept(request.number, error))
+            self._link.send(Persisted(request.number, error))
 
-    def adopt(self, adopt: Adopt, descriptor: int, visitor: Visitor, target_id: int) -> None:
+    def adopt(self, adopt: Adopt, descriptor: int, visitor: Admission, target_id: int) -> None:
         """Hand over a connection."""
         assert self._link is not None
         self.visitors[adopt.number] = visitor, target_id
@@ -240,16 +240,16 @@ class Member:
         if self._change is not None and not self._change.prepared.done():
             self._change.prepared.set_result(None)
 
-    def _keep(self, request: Keep) -> None:
+    def _keep(self, request: Persist) -> None:
         self._owner.keep(self, request)
 
     def _logged_in(self, message: LoggedIn) -> None:
         self._owner.logged_in(self.visitors[message.number][0])
 
-    def _gone(self, message: Gone) -> None:
+    def _gone(self, message: ConnectionClosed) -> None:
         self._owner.left(self.visitors.pop(message.number)[0])
 
-    def _happened(self, message: Happened) -> None:
+    def _happened(self, message: EventRaised) -> None:
         event = message.event
         if event.kind == "session.login":
             self.sessions[event.data["id"]] = event.data["initiator"]
@@ -258,13 +258,13 @@ class Member:
         self._owner.happened(event)
 
 
-_RECEIVED: dict[type, Callable[[Member, Any], None]] = {
-    Answer: Member._answered,
-    Gone: Member._gone,
-    Happened: Member._happened,
-    Keep: Member._keep,
-    LoggedIn: Member._logged_in,
-    Prepared: Member._prepared,
+_RECEIVED: dict[type, Callable[[WorkerHandle, Any], None]] = {
+    Answer: WorkerHandle._answered,
+    ConnectionClosed: WorkerHandle._gone,
+    EventRaised: WorkerHandle._happened,
+    Persist: WorkerHandle._keep,
+    LoggedIn: WorkerHandle._logged_in,
+    Prepared: WorkerHandle._prepared,
 }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from protocol.access import Authorizer, Grant, Refusal, TargetRecord
 from protocol.connection import Connection, Phase
 from protocol.session import SessionTable
-from targetd.net.admission import Visitor
+from targetd.net.admission import Admission
 from targetd.net.server import Channel, Server
 
 __all__ = ["FrontSessions", "LoginChannel"]
@@ -78,7 +78,7 @@ class LoginChannel(Channel):
         peer: str,
         local: str,
         portal_id: int,
-        visitor: Visitor,
+        visitor: Admission,
         *,
         obstacle: Callable[[int], Refusal | None],
         hand_over: Callable[["LoginChannel", int], None],

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from targetd.interface import Latency, PortalStatistics, ProcessStatistics, Statistics
-from targetd.workers.handle import Member
+from targetd.workers.handle import WorkerHandle
 
 __all__ = ["merged", "with_base"]
 
@@ -34,9 +34,9 @@ def with_base(portal: PortalStatistics, base: PortalStatistics | None) -> Portal
 
 def merged(
     front: Statistics,
-    counted: Sequence[tuple[Member, Statistics]],
+    counted: Sequence[tuple[WorkerHandle, Statistics]],
     base: Iterable[PortalStatistics],
-    members: Iterable[Member],
+    members: Iterable[WorkerHandle],
 ) -> Statistics:
     """The front's and the workers', as one. Of the loops the worst is told."""
     portals = {portal.id: portal for portal in front.portals}

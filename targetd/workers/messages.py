@@ -26,13 +26,13 @@ __all__ = [
     "Adopt",
     "Answer",
     "Ask",
+    "ConnectionClosed",
     "Decide",
     "Delta",
-    "Gone",
-    "Happened",
-    "Keep",
-    "Kept",
+    "EventRaised",
     "LoggedIn",
+    "Persist",
+    "Persisted",
     "Prepared",
     "Start",
     "decode",
@@ -116,8 +116,8 @@ class Adopt:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """``Keep`` was done, or why not."""
+class Persisted:
+    """``Persist`` was done, or why not."""
 
     number: int
     error: str = ""
@@ -144,8 +144,8 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
-    """What a logical unit wants to have kept, durably; ``Kept`` is awaited."""
+class Persist:
+    """What a logical unit wants to have kept, durably; ``Persisted`` is awaited."""
 
     number: int
     key: str
@@ -160,14 +160,14 @@ class LoggedIn:
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class ConnectionClosed:
     """It is closed."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
-class Happened:
+class EventRaised:
     """Something for the event stream."""
 
     event: interface.Event
@@ -183,7 +183,20 @@ _PLAIN = {
 } | {
     (cls.__module__, cls.__qualname__)
     for cls in (
-        *(Adopt, Answer, Ask, Decide, Delta, Gone, Happened, Keep, Kept, LoggedIn, Prepared, Start),
+        *(
+            Adopt,
+            Answer,
+            Ask,
+            Decide,
+            Delta,
+            ConnectionClosed,
+            EventRaised,
+            Persist,
+            Persisted,
+            LoggedIn,
+            Prepared,
+            Start,
+        ),
         *(Problem, registrations.State, registrations.Type),
     )
 }

@@ -30,7 +30,7 @@ from targetd.config import (
 )
 from targetd.workers.messages import Delta
 
-__all__ = ["Move", "Part", "Plan", "Shares", "coming", "leaving", "share_of_front"]
+__all__ = ["Move", "Part", "Placement", "Plan", "coming", "leaving", "share_of_front"]
 
 OWNED: tuple[Collection, ...] = ("extents", "targets", "target_groups", "lun_mappings")
 """Each member is one worker's; all other collections are everybody's."""
@@ -99,7 +99,7 @@ def share_of_front(config: Configuration) -> Configuration:
     )
 
 
-class Shares:
+class Placement:
     """Worker indices, from 1 up, by target and by extent."""
 
     def __init__(self, workers: int) -> None:

@@ -12,7 +12,7 @@ from struct import Struct
 from protocol.connection import Connection
 from protocol.session import Session, SessionTable
 
-__all__ = ["Seats", "SharedSessions", "make_file"]
+__all__ = ["SessionQuota", "SharedSessions", "make_file"]
 
 _COUNT = Struct("=I")
 TRIES = 1000
@@ -26,7 +26,7 @@ def make_file(workers: int) -> int:
     return descriptor
 
 
-class Seats:
+class SessionQuota:
     """The counts, as one worker uses them, or the front."""
 
     def __init__(self, descriptor: int, workers: int, index: int = 0) -> None:
@@ -67,7 +67,7 @@ class Seats:
 class SharedSessions(SessionTable):
     """The sessions of one worker. Ids are the numbers that the front gave the connections."""
 
-    def __init__(self, seats: Seats) -> None:
+    def __init__(self, seats: SessionQuota) -> None:
         super().__init__()
         self._seats = seats
 

@@ -47,19 +47,19 @@ from targetd.interface import (
     Statistics,
     Work,
 )
-from targetd.net.access import View
-from targetd.net.admission import Visitor
+from targetd.net.access import AccessSnapshot
+from targetd.net.admission import Admission
 from targetd.net.inherited_sockets import Listeners
 from targetd.net.loop import Loop
-from targetd.persistence.interface import UNITS, Keeper, Records, StoreError
-from targetd.workers.handle import Change, Member, MemberGoneError, Owner, WorkerError, status_in_words
+from targetd.persistence.interface import UNITS, Persistence, Records, StoreError
+from targetd.workers.handle import Change, Owner, WorkerError, WorkerGoneError, WorkerHandle, status_in_words
 from targetd.workers.handover import FrontSessions, LoginChannel
 from targetd.workers.merge import merged, with_base
-from targetd.workers.messages import Adopt, Delta, Keep, Start
-from targetd.workers.placement import Move, Plan, Shares, coming, leaving, share_of_front
-from targetd.workers.quota import Seats, make_file
+from targetd.workers.messages import Adopt, Delta, Persist, Start
+from targetd.workers.placement import Move, Placement, Plan, coming, leaving, share_of_front
+from targetd.workers.quota import SessionQuota, make_file
 
-__all__ = ["Fleet"]
+__all__ = ["Supervisor"]
 
 log = logging.getLogger("targetd.workers")
 
@@ -81,9 +81,9 @@ all (design.md §2)."""
 
 
 class _Saver:
-    """``Keeper`` of the front's own Runtime: with its share, all of the configuration is saved."""
+    """``Persistence`` of the front's own Runtime: with its share, all of the configuration is saved."""
 
-    def __init__(self, store: Keeper) -> None:
+    def __init__(self, store: Persistence) -> None:
         self._store = store
         self.whole = Configuration(), Configuration()
         """(the old, the new) of the change under way."""
@@ -98,12 +98,12 @@ class _Saver:
         return {}  # the front has no logical units
 
 
-class Fleet(Owner):
+class Supervisor(Owner):
     """Implements ``targetd.interface.Engine`` over worker processes."""
 
     def __init__(
         self,
-        store: Keeper,
+        store: Persistence,
         extent_roots: Sequence[Path],
         loop: Loop,
         pools: Mapping[str, Path],
@@ -120,7 +120,7 @@ class Fleet(Owner):
         self._log_level, self._log_format = log_level, log_format
         self._lock = asyncio.Lock()
         self._config = Configuration()
-        self._view = View(self._config, {})
+        self._view = AccessSnapshot(self._config, {})
         self._kept = Records()
         self._numbers = itertools.count(1)
         self._failures: deque[LoginFailure] = deque(maxlen=KEPT_FAILURES)
@@ -132,9 +132,9 @@ class Fleet(Owner):
         """Logins that wait until a move is over."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
-        self._shares = Shares(workers)
+        self._shares = Placement(workers)
         self._seats_file = make_file(workers)
-        self._seats = Seats(self._seats_file, workers)
+        self._seats = SessionQuota(self._seats_file, workers)
         self._saver = _Saver(store)
         self.front = Runtime(
             *(self._saver, extent_roots, loop, pools),
@@ -145,12 +145,12 @@ class Fleet(Owner):
         self.front.server.view = lambda: self._view
         self.front.server.channel = partial(LoginChannel, obstacle=self._obstacle, hand_over=self._hand_over)
         self._members = {
-            index: Member(self, index, loop, self._seats_file) for index in range(1, workers + 1)
+            index: WorkerHandle(self, index, loop, self._seats_file) for index in range(1, workers + 1)
         }
         for member in self._members.values():
             member.spawn(self._start_of(member))
 
-    def _start_of(self, member: Member) -> Start:
+    def _start_of(self, member: WorkerHandle) -> Start:
         roots = tuple(map(str, self._extent_roots))
         return Start(member.index, len(self._members), roots, self._pools, self._log_level, self._log_format)
 
@@ -182,12 +182,12 @@ class Fleet(Owner):
         """Workers do so by themselves."""
         self.front.settle()
 
-    async def _begin(self, member: Member) -> None:
+    async def _begin(self, member: WorkerHandle) -> None:
         """Have a fresh process bring up its share. Under the lock, or before there is anyone else."""
         kept = self._kept.items_of(id for id, index in self._shares.extents.items() if index == member.index)
         try:
             await member.ask("take_over", self._shares.whole(self._config, member.index), kept, {}, True)
-        except MemberGoneError:
+        except WorkerGoneError:
             pass  # what becomes of that is under way
         except WorkerError as error:
             log.error("worker process %d cannot begin: %s", member.index, error)
@@ -209,10 +209,10 @@ class Fleet(Owner):
         self._stopping = True
         await asyncio.gather(self.front.stop(), *map(self._stop_member, self._members.values()))
 
-    async def _stop_member(self, member: Member) -> None:
+    async def _stop_member(self, member: WorkerHandle) -> None:
         try:
             await asyncio.wait_for(member.ask("stop"), STOP_S)
-        except (MemberGoneError, WorkerError, TimeoutError) as error:
+        except (WorkerGoneError, WorkerError, TimeoutError) as error:
             log.error("worker process %d does not stop in an orderly way: %s", member.index, error or "late")
             await member.end()
         else:
@@ -237,9 +237,9 @@ class Fleet(Owner):
 
     # -- workers that end ---------------------------------------------------------------------
 
-    def ended(self, member: Member) -> None:
+    def ended(self, member: WorkerHandle) -> None:
         for visitor, _ in member.visitors.values():
-            self.front.server.doorkeeper.leave(visitor)
+            self.front.server.connection_limiter.leave(visitor)
         member.visitors.clear()
         self._seats.forget(member.index)
         sessions, member.sessions = member.sessions, {}
@@ -252,7 +252,7 @@ class Fleet(Owner):
         if not self._stopping:
             self._keep_running(self._revive(member, len(sessions)))
 
-    async def _revive(self, member: Member, sessions: int) -> None:
+    async def _revive(self, member: WorkerHandle, sessions: int) -> None:
         """Start a worker again; if it ends again and again, ever later."""
         status = status_in_words(await member.end(patience_s=0.5))
         log.error(
@@ -285,7 +285,7 @@ class Fleet(Owner):
         if member.up.is_set():
             self.front.announce("worker.start", worker=member.index, pid=member.pid)
 
-    def _present(self) -> list[Member]:
+    def _present(self) -> list[WorkerHandle]:
         return [member for member in self._members.values() if member.up.is_set()]
 
     async def _watch(self) -> None:
@@ -309,7 +309,7 @@ class Fleet(Owner):
         """The worker that a target lives in; KeyError: there is no such target."""
         return self._shares.targets[target_id]
 
-    def _owner(self, target_id: int) -> Member:
+    def _owner(self, target_id: int) -> WorkerHandle:
         return self._members[self._shares.targets[target_id]]
 
     def _obstacle(self, target_id: int) -> Refusal | None:
@@ -340,11 +340,11 @@ class Fleet(Owner):
         )
         self._members[owner].adopt(adopt, descriptor, channel.visitor, target_id)
 
-    def logged_in(self, visitor: Visitor) -> None:
-        self.front.server.doorkeeper.logged_in(visitor)
+    def logged_in(self, visitor: Admission) -> None:
+        self.front.server.connection_limiter.logged_in(visitor)
 
-    def left(self, visitor: Visitor) -> None:
-        self.front.server.doorkeeper.leave(visitor)
+    def left(self, visitor: Admission) -> None:
+        self.front.server.connection_limiter.leave(visitor)
 
     def _connections(self, target_id: int) -> int:
         owner = self._shares.targets.get(target_id)
@@ -354,10 +354,10 @@ class Fleet(Owner):
 
     # -- what units have kept -----------------------------------------------------------------
 
-    def keep(self, member: Member, request: Keep) -> None:
+    def keep(self, member: WorkerHandle, request: Persist) -> None:
         self._keep_running(self._put(member, request))
 
-    async def _put(self, member: Member, request: Keep) -> None:
+    async def _put(self, member: WorkerHandle, request: Persist) -> None:
         try:
             await self._store.put(UNITS, request.key, request.value)
         except StoreError as error:
@@ -402,7 +402,7 @@ class Fleet(Owner):
                     return new
             await self._wait_for(awaited[0], deadline)
 
-    async def _wait_for(self, member: Member, deadline: float) -> None:
+    async def _wait_for(self, member: WorkerHandle, deadline: float) -> None:
         try:
             await asyncio.wait_for(member.up.wait(), max(deadline - self._loop.time(), 0.0))
         except TimeoutError:
@@ -418,7 +418,7 @@ class Fleet(Owner):
         clone_of: int | None,
     ) -> None:
         old, shares = self._config, self._shares
-        work: dict[Member, Change] = {}
+        work: dict[WorkerHandle, Change] = {}
         for index, delta in deltas.items():
             member = self._members[index]
             if not member.up.is_set():
@@ -452,7 +452,7 @@ class Fleet(Owner):
 
     def _in_force(self, config: Configuration) -> None:
         self._config = config
-        self._view = View(config, {id: id for id in config.targets}, self.front.portals.absent)
+        self._view = AccessSnapshot(config, {id: id for id in config.targets}, self.front.portals.absent)
 
     async def _move(self, move: Move) -> None:
         """Have a part of what is in force live elsewhere. Logins to it wait meanwhile."""
@@ -471,14 +471,14 @@ class Fleet(Owner):
         try:
             if source.up.is_set():
                 states = await source.ask("hand_on", leaving(config, part))
-        except (MemberGoneError, WorkerError) as error:
+        except (WorkerGoneError, WorkerError) as error:
             log.error("%s", error)
         self._shares.moved(move)
         kept = self._kept.items_of(part.extents)
         try:
             if destination.up.is_set():
                 await destination.ask("take_over", coming(config, part), kept, states, False)
-        except (MemberGoneError, WorkerError) as error:
+        except (WorkerGoneError, WorkerError) as error:
             log.error("%s", error)
         self._moving -= part.targets
         parked, self._parked = self._parked, []
@@ -524,13 +524,13 @@ class Fleet(Owner):
             found |= answer or {}
         return found
 
-    async def _ask(self, member: Member, what: str, *arguments: Any) -> Any:
+    async def _ask(self, member: WorkerHandle, what: str, *arguments: Any) -> Any:
         """One worker's answer; None: it is not there, or does not answer."""
         if not member.up.is_set():
             return None
         try:
             return await asyncio.wait_for(member.ask(what, *arguments), ANSWER_S)
-        except MemberGoneError:
+        except WorkerGoneError:
             return None
         except TimeoutError:
             log.error("worker process %d does not answer (%s)", member.index, what)
@@ -654,7 +654,7 @@ class Fleet(Owner):
         return self.front.events()
 
 
-async def _over(work: Mapping[Member, Change]) -> None:
+async def _over(work: Mapping[WorkerHandle, Change]) -> None:
     """Wait until it is, however it ends."""
     if work:
         await asyncio.wait([change.over for change in work.values()])
@@ -665,5 +665,5 @@ def _in_words(prepared: Awaitable[None]) -> None:
     assert isinstance(prepared, asyncio.Future)
     try:
         prepared.result()
-    except MemberGoneError as error:
+    except WorkerGoneError as error:
         raise ConfigError.one("extents", WHOLE, f"{error}; try again.") from None

@@ -20,9 +20,9 @@ from protocol.scsi.registrations import State
 from targetd.config import ConfigError, Configuration
 from targetd.engine.runtime import Runtime
 from targetd.interface import Statistics
-from targetd.net.admission import Doorkeeper, Limits, Visitor
+from targetd.net.admission import Admission, ConnectionLimiter, Limits
 from targetd.net.loop import Loop
-from targetd.net.server import Begun
+from targetd.net.server import LoginSnapshot
 from targetd.persistence.interface import UNITS, StoreError
 from targetd.system import logs
 from targetd.workers.link import Link
@@ -30,18 +30,18 @@ from targetd.workers.messages import (
     Adopt,
     Answer,
     Ask,
+    ConnectionClosed,
     Decide,
     Delta,
-    Gone,
-    Happened,
-    Keep,
-    Kept,
+    EventRaised,
     LoggedIn,
+    Persist,
+    Persisted,
     Prepared,
     Start,
 )
 from targetd.workers.process_stats import measure
-from targetd.workers.quota import Seats, SharedSessions
+from targetd.workers.quota import SessionQuota, SharedSessions
 
 __all__ = ["SERVICES", "serve"]
 
@@ -55,7 +55,7 @@ class _AbandonedError(Exception):
     """The change is not to be: another process, or the store, could not prepare it."""
 
 
-class _Visitor(Visitor):
+class _Visitor(Admission):
     """A connection as the front knows it."""
 
     __slots__ = ("number",)
@@ -65,26 +65,26 @@ class _Visitor(Visitor):
         self.number = number
 
 
-class _Doorkeeper(Doorkeeper):
+class _Doorkeeper(ConnectionLimiter):
     """Tells the front's doorkeeper, who let the connections in."""
 
     def __init__(self, link: Link) -> None:
         super().__init__(Limits())
         self._link = link
 
-    def logged_in(self, visitor: Visitor) -> None:
+    def logged_in(self, visitor: Admission) -> None:
         assert isinstance(visitor, _Visitor)
         if visitor.half_open:
             visitor.half_open = False
             self._link.send(LoggedIn(visitor.number))
 
-    def leave(self, visitor: Visitor) -> None:
+    def leave(self, visitor: Admission) -> None:
         assert isinstance(visitor, _Visitor)
-        self._link.send(Gone(visitor.number))
+        self._link.send(ConnectionClosed(visitor.number))
 
 
 class _Front:
-    """``Keeper`` by way of the front."""
+    """``Persistence`` by way of the front."""
 
     def __init__(self, loop: Loop, link: Link) -> None:
         self._loop = loop
@@ -109,13 +109,13 @@ class _Front:
         assert namespace == UNITS and value is not None
         self._last += 1
         kept = self._keeping[self._last] = self._loop.create_future()
-        self._link.send(Keep(self._last, key, value))
+        self._link.send(Persist(self._last, key, value))
         error = await kept
         if error:
             raise StoreError(error)
 
-    def kept(self, message: Kept) -> None:
-        """The answer to a ``Keep``."""
+    def kept(self, message: Persisted) -> None:
+        """The answer to a ``Persist``."""
         self._keeping.pop(message.number).set_result(message.error)
 
     async def items(self, namespace: str) -> dict[str, bytes]:
@@ -138,9 +138,9 @@ class _Worker:
             loop,
             {name: Path(directory) for name, directory in start.pools.items()},
             listens=False,
-            sessions=SharedSessions(Seats(seats, start.workers, start.index)),
+            sessions=SharedSessions(SessionQuota(seats, start.workers, start.index)),
         )
-        self.runtime.server.doorkeeper = _Doorkeeper(link)
+        self.runtime.server.connection_limiter = _Doorkeeper(link)
         self._under_way: set[asyncio.Task[None]] = set()
         self._run(self._tell_events())
 
@@ -151,7 +151,7 @@ class _Worker:
 
     async def _tell_events(self) -> None:
         async for event in self.runtime.events():
-            self._link.send(Happened(event))
+            self._link.send(EventRaised(event))
 
     def received(self, message: object, descriptor: int) -> None:
         """A message of the front."""
@@ -161,7 +161,7 @@ class _Worker:
             self._adopt(message, descriptor)
         elif isinstance(message, Decide):
             self.front.decided(message.commit)
-        elif isinstance(message, Kept):
+        elif isinstance(message, Persisted):
             self.front.kept(message)
         else:
             raise TypeError(f"{message!r} is nothing that a worker is told")
@@ -181,7 +181,7 @@ class _Worker:
         self._link.send(answer)
 
     def _adopt(self, adopt: Adopt, descriptor: int) -> None:
-        begun = Begun(adopt.since, adopt.received, adopt.answered)
+        begun = LoginSnapshot(adopt.since, adopt.received, adopt.answered)
         sock = socket.socket(fileno=descriptor)
         visitor = _Visitor(adopt.number)
         self.runtime.server.adopt(sock, adopt.peer, adopt.local, adopt.portal_id, visitor, begun)

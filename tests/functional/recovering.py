@@ -12,7 +12,7 @@ from typing import Self
 
 from protocol import bhs
 from protocol.enums import LogoutReason, SnackType
-from protocol.enums import TaskManagementResponse as Response
+from protocol.enums import TaskManagementResponseCode as Response
 from tests import cdbs
 from tests.daemon import HOST, Daemon
 from tests.functional.sessions import BLOCK, attention

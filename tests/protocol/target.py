@@ -23,7 +23,7 @@ TARGET = "iqn.2026-11.example:disk"
 SIZE = 1 << 20
 
 
-class Lane:
+class WorkerThreads:
     """Work for other threads, done when a test says so, or at once."""
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class MemoryTarget:
 
     def __init__(self, *, luns: int = 1, size: int = SIZE, **offer: Any) -> None:
         self.now = 1000.0
-        self.lane = Lane()
+        self.lane = WorkerThreads()
         self.backends: list[Backend] = [Memory(size) for _ in range(luns)]
         self.units = [self._unit(number, backend) for number, backend in enumerate(self.backends)]
         self.target = Target(TARGET, dict(enumerate(self.units)), lane=self.lane, now=lambda: self.now)

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from protocol import bhs, dataout
-from protocol.enums import AsyncEvent, LoginStatus, LogoutReason, RejectReason, ScsiStatus
-from protocol.enums import LogoutResponse as LogoutAnswer
+from protocol.enums import AsyncEvent, LoginStatus, LogoutReason, LogoutResponseCode, RejectReason, ScsiStatus
 from protocol.enums import TaskManagementFunction as Function
-from protocol.enums import TaskManagementResponse as Response
+from protocol.enums import TaskManagementResponseCode as Response
 from protocol.limits import MAX_IMMEDIATE_TASKS, PROBE_S
 from tests import cdbs
 from tests.initiator import LoginFailed, MemoryPeer, SessionState, Task
@@ -140,7 +139,7 @@ def test_an_orderly_logout_of_a_connection_leaves_the_session_to_the_others(leve
     pair.two.answer_r2ts = False
     task = pair.two.send_command(cdbs.write10(0, 8), pattern(4096), immediate_data=0, unsolicited=0)
     pair.two.wait_for_r2t(task)
-    assert pair.one.logout(CLOSE, cid=2).response == LogoutAnswer.CLOSED
+    assert pair.one.logout(CLOSE, cid=2).response == LogoutResponseCode.CLOSED
     assert connection_of(pair.two).closing
     assert pair.alive
     assert not pair.session.tasks
@@ -225,19 +224,23 @@ def test_logging_out_for_recovery_is_for_level_2() -> None:
     """RFC 7143 §11.15.1, response 2."""
     for level in (0, 1):
         pair = Pair(level)
-        assert pair.one.logout(RECOVERY, cid=2).response == LogoutAnswer.RECOVERY_NOT_SUPPORTED
+        assert pair.one.logout(RECOVERY, cid=2).response == LogoutResponseCode.RECOVERY_NOT_SUPPORTED
         assert pair.two.command(bytes(6)).good
 
 
 def test_a_connection_is_logged_out_for_recovery_dead_or_alive(pair: Pair) -> None:
     """RFC 7143 §11.14.1, reason 2; §11.15.3-4: with the times that hold."""
-    assert pair.one.logout(RECOVERY, cid=9).response == LogoutAnswer.CID_NOT_FOUND
+    assert pair.one.logout(RECOVERY, cid=9).response == LogoutResponseCode.CID_NOT_FOUND
     answer = pair.one.logout(RECOVERY, cid=2)
-    assert (answer.response, answer.time2wait, answer.time2retain) == (LogoutAnswer.CLOSED, WAIT, RETAIN)
+    assert (answer.response, answer.time2wait, answer.time2retain) == (
+        LogoutResponseCode.CLOSED,
+        WAIT,
+        RETAIN,
+    )
     assert connection_of(pair.two).closing == "connection removed for recovery"
     three = pair.join(3)
     pair.cut(three)
-    assert pair.one.logout(RECOVERY, cid=3).response == LogoutAnswer.CLOSED
+    assert pair.one.logout(RECOVERY, cid=3).response == LogoutResponseCode.CLOSED
     assert pair.one.command(cdbs.read10(0, 1), read=512).good
 
 
@@ -246,7 +249,7 @@ def test_a_lost_connection_can_be_logged_out_for_good(pair: Pair, monkeypatch: p
     pair.hold(monkeypatch)
     task = pair.two.send_command(cdbs.read10(0, 1), read=512)
     pair.cut(pair.two)
-    assert pair.one.logout(CLOSE, cid=2).response == LogoutAnswer.CLOSED
+    assert pair.one.logout(CLOSE, cid=2).response == LogoutResponseCode.CLOSED
     assert not pair.session.tasks
     assert not pair.session.lost
     assert reassign(task, pair.one) == Response.TASK_DOES_NOT_EXIST
@@ -256,7 +259,7 @@ def test_the_last_connection_may_log_itself_out_for_recovery() -> None:
     """RFC 7143 §11.15.4: "If it is the last connection of a session, the whole session state is discarded
     after Time2Retain"."""
     pair = Pair(connections=1)
-    assert pair.one.logout(RECOVERY).response == LogoutAnswer.CLOSED
+    assert pair.one.logout(RECOVERY).response == LogoutResponseCode.CLOSED
     pair.target.pass_time(WAIT + RETAIN)
     assert pair.alive
     assert pair.join(1).command(bytes(6)).good
@@ -269,7 +272,7 @@ def test_level_2_has_room_for_the_connection_that_takes_over() -> None:
     task = pair.one.send_command(cdbs.write10(0, 8), pattern(4096), immediate_data=0, unsolicited=0)
     pair.one.wait_for_r2t(task)
     two = pair.join(2)
-    assert two.logout(RECOVERY, cid=1).response == LogoutAnswer.CLOSED
+    assert two.logout(RECOVERY, cid=1).response == LogoutResponseCode.CLOSED
     assert moved(task, two).good
     pair.join(3)
     with pytest.raises(LoginFailed):
@@ -307,7 +310,7 @@ def test_a_task_that_belongs_to_somebody_stays_there(pair: Pair, monkeypatch: py
     pair.cut(pair.two)
     for task in (running, answered):
         assert reassign(task, pair.one) == Response.TASK_STILL_ALLEGIANT
-    assert pair.one.logout(RECOVERY, cid=2).response == LogoutAnswer.CLOSED
+    assert pair.one.logout(RECOVERY, cid=2).response == LogoutResponseCode.CLOSED
     for task in (running, answered):
         assert reassign(task, pair.one) == Response.FUNCTION_COMPLETE
     assert reassign(running, pair.one) == Response.TASK_STILL_ALLEGIANT  # to the one that asks
@@ -571,7 +574,7 @@ def test_no_more_connections_wait_than_there_may_be(pair: Pair, monkeypatch: pyt
         pair.cut(peer)
     assert len(pair.session.lost) <= 3
     assert len(pair.session.tasks) <= 3
-    assert pair.one.logout(RECOVERY, cid=11).response == LogoutAnswer.CLOSED
+    assert pair.one.logout(RECOVERY, cid=11).response == LogoutResponseCode.CLOSED
 
 
 def test_data_of_an_answer_that_is_kept_no_more_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -693,7 +696,7 @@ def test_whatever_ends_the_session_ends_what_waits(pair: Pair, monkeypatch: pyte
     pair.hold(monkeypatch)
     pair.two.send_command(cdbs.read10(0, 1), read=512)
     pair.cut(pair.two)
-    assert pair.one.logout().response == LogoutAnswer.CLOSED
+    assert pair.one.logout().response == LogoutResponseCode.CLOSED
     assert not pair.alive
     assert not pair.session.lost
     assert not pair.target.units[0].tasks

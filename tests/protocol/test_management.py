@@ -8,7 +8,7 @@ import pytest
 from protocol import bhs
 from protocol.enums import RejectReason, ScsiStatus
 from protocol.enums import TaskManagementFunction as Function
-from protocol.enums import TaskManagementResponse as Response
+from protocol.enums import TaskManagementResponseCode as Response
 from tests import cdbs
 from tests.initiator import MemoryPeer, Rejected, SessionState, Task, encode_lun
 from tests.protocol.target import TARGET, MemoryTarget, connection_of

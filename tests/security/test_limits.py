@@ -17,7 +17,7 @@ import pytest
 from protocol import bhs
 from protocol.enums import LoginStatus
 from protocol.limits import LoginLimits
-from targetd.net.admission import LOG_EVERY_S, Doorkeeper, Limits, neighbourhood
+from targetd.net.admission import LOG_EVERY_S, ConnectionLimiter, Limits, neighbourhood
 from tests.daemon import HOST, Daemon
 from tests.initiator import LoginFailed, MemoryPeer, SocketInitiator
 from tests.protocol.target import TARGET, MemoryTarget, connection_of
@@ -29,19 +29,19 @@ LIMITS = Limits(connections=6, connections_per_address=4, half_open=4, half_open
 
 
 def test_half_open_logins_of_one_address_are_bounded_and_others_come_in() -> None:
-    door = Doorkeeper(LIMITS)
+    door = ConnectionLimiter(LIMITS)
     assert [door.enter("192.0.2.1", 0.0) is not None for _ in range(3)] == [True, True, False]
     assert door.enter("192.0.2.2", 0.0) is not None
 
 
 def test_half_open_logins_are_bounded_in_all() -> None:
-    door = Doorkeeper(LIMITS)
+    door = ConnectionLimiter(LIMITS)
     came = [door.enter(f"192.0.2.{host}", 0.0) is not None for host in range(5)]
     assert came == [True, True, True, True, False]
 
 
 def test_connections_of_one_address_and_in_all_are_bounded() -> None:
-    door = Doorkeeper(LIMITS)
+    door = ConnectionLimiter(LIMITS)
     visitors = []
     for address in ("192.0.2.1",) * 5 + ("192.0.2.2",) * 3:
         visitor = door.enter(address, 0.0)
@@ -53,7 +53,7 @@ def test_connections_of_one_address_and_in_all_are_bounded() -> None:
 
 
 def test_who_leaves_makes_room_and_nothing_is_kept_of_him() -> None:
-    door = Doorkeeper(LIMITS)
+    door = ConnectionLimiter(LIMITS)
     for host in range(2000):
         visitor = door.enter(f"198.51.{host // 256}.{host % 256}", 0.0)
         assert visitor is not None
@@ -71,7 +71,7 @@ def test_v6_addresses_count_by_network() -> None:
 
 
 def test_refusals_are_told_with_a_reason_and_not_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
-    door = Doorkeeper(LIMITS)
+    door = ConnectionLimiter(LIMITS)
     with caplog.at_level(logging.WARNING, "targetd.limits"):
         for _ in range(1000):
             door.enter("192.0.2.1", 0.0)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from storage.file import File
+from storage.mapped_writes import PRICE, REMEMBERED_S
 from storage.mapping import PAGE, STORE_LIMIT, Mapping
-from storage.stores import PRICE, REMEMBERED_S
 from tests.media import file_system, requires_loop_devices, small_tmpfs
 
 MIB = 1 << 20

@@ -26,7 +26,7 @@ from targetd.config import (
 from targetd.net.loop import Loop
 from targetd.persistence.interface import StoreError
 from targetd.persistence.store import Store
-from targetd.workers.supervisor import HUNG, Fleet
+from targetd.workers.supervisor import HUNG, Supervisor
 from tests.daemon import HOST, free_ports
 from tests.initiator import SocketInitiator
 
@@ -34,7 +34,7 @@ WORKERS = 2
 
 
 class FailingStore:
-    """A ``Keeper`` that can be told to fail."""
+    """A ``Persistence`` that can be told to fail."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -57,7 +57,7 @@ class Site:
         (self.port,) = free_ports(1)
 
     @asynccontextmanager
-    async def up(self) -> AsyncIterator[tuple[Fleet, FailingStore]]:
+    async def up(self) -> AsyncIterator[tuple[Supervisor, FailingStore]]:
         store = await Store.open(self.path)
         config = await store.load()
         if store.fresh:
@@ -67,7 +67,7 @@ class Site:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, Loop)
         keeper = FailingStore(store)
-        fleet = Fleet(keeper, [self.root], loop, {}, WORKERS, "warning", "text")
+        fleet = Supervisor(keeper, [self.root], loop, {}, WORKERS, "warning", "text")
         try:
             await fleet.start(config)
             yield fleet, keeper

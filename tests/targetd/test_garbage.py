@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from targetd.system import gc_schedule as garbage
-from targetd.system.gc_schedule import Garbage
+from targetd.system.gc_schedule import GcScheduler
 
 
 class Knot:
@@ -31,9 +31,9 @@ def traffic() -> Traffic:
 
 
 @pytest.fixture
-def collector(traffic: Traffic) -> Iterator[Garbage]:
+def collector(traffic: Traffic) -> Iterator[GcScheduler]:
     thresholds, enabled = gc.get_threshold(), gc.isenabled()
-    collector = Garbage(traffic.moved)
+    collector = GcScheduler(traffic.moved)
     collector.settle()
     yield collector
     gc.unfreeze()
@@ -53,13 +53,13 @@ def grow(objects: int) -> list[list[int]]:
     return [[] for _ in range(objects)]
 
 
-def test_growth_alone_brings_no_complete_look(collector: Garbage) -> None:
+def test_growth_alone_brings_no_complete_look(collector: GcScheduler) -> None:
     knot = old_knot()
     kept = grow(4 * garbage.LATE)
     assert knot() is not None, f"collected while {len(kept)} objects were made"
 
 
-def test_a_quiet_moment_is_used(collector: Garbage) -> None:
+def test_a_quiet_moment_is_used(collector: GcScheduler) -> None:
     knot = old_knot()
     kept = grow(2 * garbage.DUE)
     for _ in range(garbage.QUIET_TICKS + 1):
@@ -67,7 +67,7 @@ def test_a_quiet_moment_is_used(collector: Garbage) -> None:
     assert kept and knot() is None
 
 
-def test_little_growth_is_not_worth_a_look(collector: Garbage) -> None:
+def test_little_growth_is_not_worth_a_look(collector: GcScheduler) -> None:
     knot = old_knot()
     kept = grow(garbage.DUE // 10)
     for _ in range(garbage.QUIET_TICKS + 1):
@@ -75,7 +75,7 @@ def test_little_growth_is_not_worth_a_look(collector: Garbage) -> None:
     assert kept and knot() is not None
 
 
-def test_what_comes_and_goes_is_no_growth(collector: Garbage) -> None:
+def test_what_comes_and_goes_is_no_growth(collector: GcScheduler) -> None:
     """A large answer of the API, say."""
     knot = old_knot()
     for _ in range(10):
@@ -86,7 +86,7 @@ def test_what_comes_and_goes_is_no_growth(collector: Garbage) -> None:
     assert knot() is not None
 
 
-def test_no_look_while_data_is_moved(collector: Garbage, traffic: Traffic) -> None:
+def test_no_look_while_data_is_moved(collector: GcScheduler, traffic: Traffic) -> None:
     knot = old_knot()
     kept = grow(garbage.DUE + garbage.DUE // 2)
     for _ in range(3 * garbage.QUIET_TICKS):
@@ -95,7 +95,7 @@ def test_no_look_while_data_is_moved(collector: Garbage, traffic: Traffic) -> No
     assert kept and knot() is not None
 
 
-def test_what_is_late_is_looked_at_while_data_is_moved(collector: Garbage, traffic: Traffic) -> None:
+def test_what_is_late_is_looked_at_while_data_is_moved(collector: GcScheduler, traffic: Traffic) -> None:
     knot = old_knot()
     kept = grow(2 * garbage.LATE)
     traffic.bytes += 4096
@@ -103,7 +103,7 @@ def test_what_is_late_is_looked_at_while_data_is_moved(collector: Garbage, traff
     assert kept and knot() is None
 
 
-def test_what_was_set_aside_is_looked_at_in_a_quiet_moment(collector: Garbage, traffic: Traffic) -> None:
+def test_what_was_set_aside_is_looked_at_in_a_quiet_moment(collector: GcScheduler, traffic: Traffic) -> None:
     knot = Knot()
     gone = weakref.ref(knot)
     kept = grow(2 * garbage.LATE)
@@ -118,7 +118,7 @@ def test_what_was_set_aside_is_looked_at_in_a_quiet_moment(collector: Garbage, t
 
 
 def test_what_was_set_aside_does_not_pile_up_where_no_moment_is_quiet(
-    collector: Garbage, traffic: Traffic, monkeypatch: pytest.MonkeyPatch
+    collector: GcScheduler, traffic: Traffic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(garbage, "AT_MOST", 2)
     knot = Knot()
@@ -136,7 +136,7 @@ def test_what_was_set_aside_does_not_pile_up_where_no_moment_is_quiet(
 
 def test_before_it_is_settled_the_interpreter_goes_by_its_own_rules(traffic: Traffic) -> None:
     thresholds = gc.get_threshold()
-    collector = Garbage(traffic.moved)
+    collector = GcScheduler(traffic.moved)
     kept = grow(2 * garbage.LATE)
     for _ in range(garbage.QUIET_TICKS + 1):
         collector.tick()

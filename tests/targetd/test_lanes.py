@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from targetd.system import threads as lanes
-from targetd.system.threads import Completions, Lane
+from targetd.system.threads import Completions, WorkerThreads
 
 LIMIT_S = 10.0
 
@@ -20,7 +20,7 @@ async def test_a_thread_at_rest_keeps_nothing_of_what_it_did(monkeypatch: pytest
     monkeypatch.setattr(lanes, "IDLE_S", 100 * LIMIT_S)
     loop = asyncio.get_running_loop()
     gone = asyncio.Event()
-    lane = Lane(Completions(loop, lambda: None), "test")
+    lane = WorkerThreads(Completions(loop, lambda: None), "test")
     data = Data()
     weakref.finalize(data, loop.call_soon_threadsafe, gone.set)
     lane.run(partial(id, data), lambda result: None)

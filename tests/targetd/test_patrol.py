@@ -3,13 +3,13 @@
 import asyncio
 import threading
 
-from targetd.engine.media_probe import Patrol
+from targetd.engine.media_probe import MediaProbe
 from targetd.system.threads import Completions
 
 
 async def test_jobs_are_done_in_order_by_one_thread() -> None:
     loop = asyncio.get_running_loop()
-    patrol = Patrol(loop, Completions(loop, lambda: None))
+    patrol = MediaProbe(loop, Completions(loop, lambda: None))
     seen: list[tuple[int, int]] = []
     over = asyncio.Event()
 
@@ -29,7 +29,7 @@ async def test_jobs_are_done_in_order_by_one_thread() -> None:
 
 async def test_a_job_that_hangs_holds_no_other_and_ends_late() -> None:
     loop = asyncio.get_running_loop()
-    patrol = Patrol(loop, Completions(loop, lambda: None))
+    patrol = MediaProbe(loop, Completions(loop, lambda: None))
     gates = [threading.Event() for _ in range(2)]
     ended: asyncio.Queue[str] = asyncio.Queue()
     for index, gate in enumerate(gates):

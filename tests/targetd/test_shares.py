@@ -21,7 +21,7 @@ from targetd.config import (
     replace_object,
 )
 from targetd.workers.messages import Delta
-from targetd.workers.placement import OWNED, Move, Part, Shares, coming, leaving, share_of_front
+from targetd.workers.placement import OWNED, Move, Part, Placement, coming, leaving, share_of_front
 from tests.targetd.configurations import extent, small
 
 WORKERS = 3
@@ -31,7 +31,7 @@ class Workers:
     """Shares, and what each worker would have been told by now."""
 
     def __init__(self, count: int = WORKERS) -> None:
-        self.shares = Shares(count)
+        self.shares = Placement(count)
         self.config = Configuration()
         self.parts = {worker: Configuration() for worker in range(1, count + 1)}
         self.moves: list[Move] = []

@@ -15,8 +15,8 @@ from targetd.config import Configuration
 from targetd.interface import Event
 from targetd.net.loop import Loop
 from targetd.workers.link import Link
-from targetd.workers.messages import Adopt, Answer, Ask, Delta, Happened, Prepared, decode, encode
-from targetd.workers.quota import Seats, make_file
+from targetd.workers.messages import Adopt, Answer, Ask, Delta, EventRaised, Prepared, decode, encode
+from targetd.workers.quota import SessionQuota, make_file
 from tests.targetd.configurations import small
 
 
@@ -100,7 +100,7 @@ def test_plain_data_goes_through_as_it_is() -> None:
     for message in (
         Ask(1, "change", (delta, frozenset((1,)), None)),
         Answer(2, {1: state}),
-        Happened(Event("a", 1.0)),
+        EventRaised(Event("a", 1.0)),
     ):
         assert decode(encode(message)) == message
     assert delta.applied_to(Configuration(targets=config.targets)).extents == config.extents
@@ -124,7 +124,7 @@ def test_nothing_else_comes_out_of_a_message(thing: object, ends: Ends) -> None:
 def test_seats_are_counted_over_all_workers() -> None:
     """And those of a worker that is gone are free."""
     file = make_file(2)
-    one, two, front = Seats(file, 2, 1), Seats(file, 2, 2), Seats(file, 2)
+    one, two, front = SessionQuota(file, 2, 1), SessionQuota(file, 2, 2), SessionQuota(file, 2)
     assert one.take(0, 3) and one.take(1, 3) and two.take(0, 3)
     assert not two.take(1, 3) and not one.take(2, 3)
     one.put(1)
