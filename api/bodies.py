@@ -1,5 +1,6 @@
 """Reading requests: JSON bodies, paging, sorting, filters. Knows no resource (api-semantics §2)."""
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,17 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_TRAILING_COMMA: Final = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')
+_TRAILING_COMMA: Final = re.compile(r'("(?:[^"\\]|\\.)*+"?)|,(?=\s*+[}\]])', re.DOTALL)
+"""A string, which ends with its quote or with the text, so that no character is looked at twice; or the comma."""
+_LONGEST_MENDED: Final = 1 << 15
+"""Characters of a body in which commas are looked for: people write shorter ones, and a long one takes longer
+than the loop may be held."""
+
+CHARSETS: Final = frozenset(
+    ("utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
+    + ("ascii", "iso8859-1", "iso8859-15", "cp1252")
+)
+"""What a body may be written in, as Python calls it. Not all that Python knows is decoded in linear time."""
 
 
 def _parse(text: str) -> Any:
@@ -29,10 +40,20 @@ def _parse(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError:
+        if len(text) > _LONGEST_MENDED:
+            raise
         mended = _TRAILING_COMMA.sub(lambda match: match[1] or "", text)
         if mended == text:
             raise
         return json.loads(mended, parse_constant=_no_constant)
+
+
+def _charset(name: str) -> str:
+    """Python's name of it."""
+    known = codecs.lookup(name[:40]).name
+    if known not in CHARSETS:
+        raise LookupError(name)
+    return known
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:
@@ -50,7 +71,7 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         )
     raw = await request.read()
     try:
-        text = raw.decode(request.charset or "utf-8")
+        text = raw.decode(_charset(request.charset or "utf-8"))
         # .NET writes a byte order mark
         body = _parse(text.removeprefix("\ufeff"))
     except (ValueError, LookupError, RecursionError) as error:
@@ -69,7 +90,7 @@ def _reason(error: Exception) -> str:
         case UnicodeDecodeError():
             return f"byte {error.start} is not {error.encoding}"
         case LookupError():
-            return "unknown charset"
+            return f"its charset is none of {', '.join(sorted(CHARSETS))}"
         case _:
             return "a number in it is out of range"
 

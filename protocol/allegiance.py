@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Lost",
     "ended_meanwhile",
+    "excuse",
     "expire",
     "forget_waiting",
     "is_known",
@@ -161,6 +162,12 @@ def expire(table: "SessionTable", session: "Session", now: float) -> None:
             terminate(session, connection)
     if not session.connections and not session.lost:
         table.end(session, "no connection came back within Time2Wait and Time2Retain")
+
+
+def excuse(session: "Session", seconds: float) -> None:
+    """For so long nobody was here to listen: who is waited for has so much longer."""
+    for lost in session.lost.values():
+        lost.until += seconds
 
 
 # -- a task waits -------------------------------------------------------------------------------------

@@ -118,6 +118,7 @@ class Connection:
         "closing_since",
         "events",
         "framer",
+        "has_unread",
         "in_login_since",
         "io_timeout_s",
         "keys",
@@ -160,6 +161,8 @@ class Connection:
         self.sessions = sessions
         self.authorizer = authorizer
         self.owner = owner
+        self.has_unread: Callable[[], bool] = _nothing_unread
+        """Whether the peer has said something that was not received yet: then it is not silent."""
         self.session: Session | None = None
         self.cid = 0
         self.keys = ConnectionKeys()
@@ -269,17 +272,14 @@ class Connection:
             if now - self.in_login_since > self.login_limits.seconds:
                 self.close(f"no login within {self.login_limits.seconds} s")
             return
-        silence = now - self.last_heard
-        if self.io_timeout_s and self.framer.in_pdu and silence > self.io_timeout_s:
-            self.lost(f"stalled inside a PDU for {silence:.0f} s (iscsi_iotimeout)")
-        elif self._logout_deadline and now > self._logout_deadline:
-            self.lost("did not log out when asked to")
-        elif self._negotiation_deadline and now > self._negotiation_deadline:
-            self.lost("did not negotiate when asked to")
-        elif self._ping_tag != RESERVED_TAG:
-            if now - self._ping_sent_at > PING_PATIENCE * self.nop_interval_s:
-                self.lost(f"no answer to NOP-In for {now - self._ping_sent_at:.0f} s (iscsi_nopinint)")
-        elif self.nop_interval_s and silence > self.nop_interval_s:
+        overdue = self._overdue(now)
+        if overdue and not self.has_unread():
+            self.lost(overdue)
+        elif (
+            self.nop_interval_s
+            and self._ping_tag == RESERVED_TAG
+            and now - self.last_heard > self.nop_interval_s
+        ):
             self._ping_tag = self.new_tag()
             self._ping_sent_at = now
             self._nop_in(RESERVED_TAG, self._ping_tag, _NO_LUN, b"")
@@ -289,6 +289,35 @@ class Connection:
             self.writes.tick(now)
             if self.recovery is not None:
                 self.sessions.stirred.add(self)
+
+    def _overdue(self, now: float) -> str:
+        """What the peer owes us for too long, in words; empty: nothing."""
+        silence = now - self.last_heard
+        if self.io_timeout_s and self.framer.in_pdu and silence > self.io_timeout_s:
+            return f"stalled inside a PDU for {silence:.0f} s (iscsi_iotimeout)"
+        if self._logout_deadline and now > self._logout_deadline:
+            return "did not log out when asked to"
+        if self._negotiation_deadline and now > self._negotiation_deadline:
+            return "did not negotiate when asked to"
+        waited = now - self._ping_sent_at
+        if self._ping_tag != RESERVED_TAG and waited > PING_PATIENCE * self.nop_interval_s:
+            return f"no answer to NOP-In for {waited:.0f} s (iscsi_nopinint)"
+        return ""
+
+    def excuse(self, seconds: float) -> None:
+        """For so long nobody was here to listen, as the process or the machine stood still: no time limit of
+        the peer's goes on meanwhile."""
+        self.last_heard += seconds
+        self.in_login_since += seconds
+        self.closing_since += seconds
+        self._ping_sent_at += seconds
+        if self._logout_deadline:
+            self._logout_deadline += seconds
+        if self._negotiation_deadline:
+            self._negotiation_deadline += seconds
+        self._probes = {tag: (until + seconds, then) for tag, (until, then) in self._probes.items()}
+        if self.phase == Phase.FULL_FEATURE:
+            self.writes.excuse(seconds)
 
     def probe(self, answered: Callable[[], None]) -> None:
         """Call ``answered`` once the initiator has shown that it has got everything sent so far, or when it
@@ -862,6 +891,10 @@ def _cut(data: Buffer, length: int) -> Buffer:
     """The first bytes; a window keeps all of what it is on, and a reply may have to wait for long."""
     view = memoryview(data)[:length]
     return bytes(view) if 2 * length < len(data) and isinstance(view.obj, bytes | bytearray) else view
+
+
+def _nothing_unread() -> bool:
+    return False
 
 
 def _nowhere(view: memoryview, at: int, size: int) -> memoryview | None:

@@ -100,6 +100,14 @@ class RecoveringWrites(WriteTransfers):
         self.advance(task)
         self._serve_queue()
 
+    def excuse(self, seconds: float) -> None:
+        """The sequences under way have so much longer."""
+        for task in self.session.tasks.values():
+            transfer = task.transfer
+            if transfer is not None and task.connection is self.connection:
+                for burst in (*transfer.bursts, *filter(None, (transfer.unsolicited,))):
+                    burst.heard_at += seconds
+
     def tick(self, now: float) -> None:
         """Sequence reception timeout (RFC 7143 §7.1.4.1): what has not come in time is missing."""
         super().tick(now)

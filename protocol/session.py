@@ -328,6 +328,11 @@ class SessionTable:
             if session.target is target and alive:
                 alive[0].asynchronous(AsyncEvent.SCSI_EVENT, data=len(sense).to_bytes(2, "big") + sense)
 
+    def excuse(self, seconds: float) -> None:
+        """For so long nobody was here to listen (``Connection.excuse``)."""
+        for session in self.sessions.values():
+            allegiance.excuse(session, seconds)
+
     def tick(self, now: float) -> None:
         """Time has passed: end what waited for lost connections for too long."""
         self.now = now

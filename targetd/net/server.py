@@ -63,6 +63,8 @@ ACCEPT_AT_ONCE = 2
 """Then those that are connected get their turn: one takes some 0.1 ms."""
 BACKLOG = 1024
 TICK_S = 1.0
+PAUSE_S = 1.0
+"""So late a tick is only where the process or the machine stood still; what peers said meanwhile is unread."""
 DESCRIPTOR_PAUSE_S = 1.0
 """How long a listener rests when there are no file descriptors left."""
 
@@ -178,6 +180,7 @@ class Channel:
             nop_interval_s=globals_.nop_in_interval_s,
             owner=self,
         )
+        self.connection.has_unread = self._has_unread
         server.loop.serve(self.fd, self.readable, self._writable)
 
     def __repr__(self) -> str:
@@ -224,6 +227,15 @@ class Channel:
         return (
             lone and session is not None and not session.tasks and connection.was_alone(server.receive_buffer)
         )
+
+    def _has_unread(self) -> bool:
+        """Whether there is something of this peer that will be received in its next turn."""
+        if not self.reading:
+            return False
+        try:
+            return bool(self.sock.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
 
     def _receive(self, view: memoryview, target: memoryview | None = None) -> int:
         """Receive into ``view``, or first into ``target`` (the rest of a long data segment goes where it
@@ -637,7 +649,16 @@ class Server:
 
     def _tick(self) -> None:
         now = self.loop.time()
-        self.counters.lagged(now - self._timer.when())
+        late_s = now - self._timer.when()
+        self.counters.lagged(late_s)
+        if late_s > PAUSE_S:
+            log.warning(
+                "this process stood still for %.1f s (stopped, or its machine was); nobody loses a session by that",
+                late_s,
+            )
+            self.sessions.excuse(late_s)
+            for channel in self.channels:
+                channel.connection.excuse(late_s)
         self._timer = self.loop.call_later(TICK_S, self._tick)
         for channel in list(self.channels):
             connection = channel.connection

@@ -23,13 +23,15 @@ FIELDS = ("worker", "connection", "peer", "initiator", "target", "lun", "tag")
 """Fields of a line, in the order in which text shows them."""
 
 REDACTED = re.compile(
-    r"""(?ix)
-    ( (?: chap_r | chap_c | [\w-]*secret | [\w-]*password | [\w-]*passwd ) ["']? \s* [=:] \s*
-      | authorization ["']? \s* [=:] \s* ["']? (?: basic | bearer | token ) \s+ )
-    (?: (["']) (?: \\. | (?!\2) [^\\] )* \2 | [^\s,;}\]"']+ )
+    r"""(?isx)
+    ( (?: chap_r | chap_c | (?<![\w-]) [\w-]* (?: secret | password | passwd ) ) ["']? \s*+ [=:] \s*+
+      | authorization ["']? \s*+ [=:] \s*+ ["']? (?: basic | bearer | token ) \s++ )
+    (?: (["']) (?: \\. | (?!\2) [^\\] )*+ (?: \2 | \\? \Z ) | [^\s,;}\]"']++ )
     """
 )
-"""``name=value`` and ``name: value`` of what must not be told, as text, JSON or repr."""
+"""``name=value`` and ``name: value`` of what must not be told, as text, JSON or repr; a quoted value that is
+not closed goes to the end. It takes linear time, as peers choose what is logged: a name is looked at from its
+beginning only, and what is repeated is not given back."""
 
 SUSPECT = ("chap_r", "chap_c", "secret", "passw", "authorization")
 """Each thing that ``REDACTED`` finds holds one of these, in whatever case. To look for them first costs

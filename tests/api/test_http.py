@@ -257,6 +257,37 @@ async def test_a_comma_within_a_text_survives_the_mending_of_trailing_commas(api
     assert answer.json["iscsi_target_portal_comment"] == 'a,} ",]'
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b'{"a":"' + rb"\"" * 15_000 + b",", id="a string without an end"),
+        pytest.param(b'{"a":"' + rb"\"" * 500_000 + b",", id="a long one"),
+        pytest.param(b'{"a":' + b'"' * 30_000, id="quotes"),
+        pytest.param(b"[" + b"," * 1_000_000, id="commas"),
+        pytest.param(b'{"a":1' + (b"," + b" " * 200) * 150, id="commas and blanks"),
+        pytest.param(b'{"a":"\\', id="a backslash at the end"),
+        pytest.param(b"[" * 1_000_000, id="brackets"),
+    ],
+)
+async def test_what_is_no_json_is_found_out_in_linear_time(api: Api, data: bytes) -> None:
+    """In more than linear time this would not end."""
+    answer = await api.request("POST", "target/", data=data)
+    assert answer.status == 400
+    assert "not valid JSON" in answer.json["error"]
+
+
+@pytest.mark.parametrize(
+    "charset", ["punycode", "idna", "unicode_escape", "utf-7", "rot13", "nonesuch", "mbcs"]
+)
+async def test_a_charset_that_json_is_not_written_in_is_400_and_names_those_that_are(
+    api: Api, charset: str
+) -> None:
+    headers = {"Content-Type": f"application/json; charset={charset}"}
+    answer = await api.request("POST", "target/", data=b"a-" * 400_000, headers=headers)
+    assert answer.status == 400
+    assert "utf-8" in answer.json["error"]
+
+
 async def test_a_body_larger_than_the_limit_is_413(api: Api) -> None:
     data = json.dumps({"iscsi_target_name": "x" * (2 << 20)})
     answer = await api.request("POST", "target/", data=data)

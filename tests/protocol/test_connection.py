@@ -234,6 +234,47 @@ def test_a_peer_that_stalls_inside_a_pdu_is_dropped() -> None:
     assert "stalled" in connection.closing
 
 
+def test_a_peer_whose_bytes_nobody_has_received_yet_does_not_stall() -> None:
+    target = MemoryTarget()
+    peer = target.logged_in()
+    connection = connection_of(peer)
+    unread = True
+    connection.has_unread = lambda: unread
+    connection.nop_interval_s = 0
+    peer.send(peer.initiator.nop_out(b"x")[:50])
+    target.pass_time(40)
+    assert not connection.closing
+    unread = False
+    target.pass_time(1)
+    assert "stalled" in connection.closing
+
+
+def test_time_in_which_nobody_listened_counts_for_no_limit() -> None:
+    target = MemoryTarget()
+    inside_pdu, pinged, asked, new = (
+        target.logged_in(initiator_name=f"iqn.2026-11.example:i{n}") for n in range(4)
+    )
+    newcomer = Endpoint(target).connection
+    connection_of(inside_pdu).nop_interval_s = 0
+    inside_pdu.send(inside_pdu.initiator.nop_out(b"x")[:50])
+    target.pass_time(21)
+    connection_of(asked).request_logout(10, "maintenance")
+    connection_of(new).request_negotiation(10)
+    connections = [connection_of(peer) for peer in (inside_pdu, pinged, asked, new)]
+    target.now += 1000
+    for connection in connections:
+        connection.excuse(1000)
+        connection.tick(target.now)
+        assert not connection.closing
+    newcomer.excuse(1000 + 21)
+    newcomer.tick(target.now)
+    assert not newcomer.closing
+    for connection in connections[1:]:
+        connection.nop_interval_s = 1
+        connection.tick(target.now + 100)
+        assert connection.closing
+
+
 def test_nothing_is_timed_when_the_times_are_0() -> None:
     target = MemoryTarget()
     peer = target.logged_in()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from targetd.system.logs import JsonFormatter, TextFormatter, bind, set_up
+from targetd.system.logs import JsonFormatter, TextFormatter, bind, redact, set_up
 
 
 @pytest.fixture
@@ -117,3 +117,34 @@ def test_set_up_replaces_what_was_there() -> None:
         root.setLevel(level)
         logging.raiseExceptions = raising
         logging.captureWarnings(False)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "a" * 1_000_000 + "-passw",
+        "x-secret-" * 100_000,
+        "secret" + " " * 1_000_000,
+        'secret="' * 100_000 + "x",
+    ],
+)
+def test_a_line_that_a_peer_made_long_is_searched_for_secrets_in_linear_time(
+    logger: logging.Logger, message: str
+) -> None:
+    """In more than linear time this would not end."""
+    stream = lines(logger, JsonFormatter())
+    logger.info("%s", message)
+    assert json.loads(stream.getvalue())["message"][:6] == message[:6]
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ('peer_secret="abc', 'peer_secret="***"'),
+        ("my-old-Password: 'a\\'b", "my-old-Password: '***'"),
+        ('secret="a\nb" next', 'secret="***" next'),
+        ("user-secret = hush, and more", "user-secret = ***, and more"),
+    ],
+)
+def test_a_secret_is_masked_also_where_its_quote_does_not_end(message: str, shown: str) -> None:
+    assert redact(message) == shown
