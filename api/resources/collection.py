@@ -9,7 +9,7 @@ A subclass says how its objects are made and changed (``create``, ``update``), a
 like beyond single fields (``settle``).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, cast
 
@@ -185,35 +185,54 @@ class CollectionResource:
 
     # -- writing ----------------------------------------------------------------------------------
 
-    async def post(self, request: web.Request) -> web.StreamResponse:
-        """POST to the collection: create."""
-        draft = Draft(*self.declaration.read(await read_object(request), creating=True), creating=True)
-        self.settle(draft, self.engine.configuration, None)
-        made = 0
+    async def write(
+        self,
+        id: int | None,
+        body: Mapping[str, Any],
+        more: Callable[[Configuration, int], Configuration] | None = None,
+    ) -> tuple[Configuration, Any]:
+        """Create an object, or change one, as a body by wire names says.
+
+        Args:
+            id: of the object to change; None: create one.
+            more: a further part of the same edit; takes the object's id.
+
+        Returns:
+            The configuration with the object, and the object.
+
+        Raises:
+            NotFoundError: there is no such object.
+            FieldsError: with all that is wrong; nothing has changed.
+        """
+        before = self.engine.configuration
+        stored = None if id is None else self.find(before, id)
+        draft = Draft(*self.declaration.read(body, creating=id is None), creating=id is None)
+        self.settle(draft, before, stored)
+        written = id or 0
 
         def edit(config: Configuration) -> Configuration:
-            nonlocal made
-            made = next_id(config, self.collection)
-            return self.create(config, made, draft.values)
+            nonlocal written
+            if id is None:
+                written = next_id(config, self.collection)
+                after = self.create(config, written, draft.values)
+            else:
+                after = self.update(config, self.find(config, id), draft.values)
+            return more(after, written) if more else after
 
         config = await self.carry_out(edit, draft)
-        record = self.find(config, made)
-        location = f"{request.scheme}://{request.host}{self.path}{made}/"
+        return config, self.find(config, written)
+
+    async def post(self, request: web.Request) -> web.StreamResponse:
+        """POST to the collection: create."""
+        config, record = await self.write(None, await read_object(request))
+        location = f"{request.scheme}://{request.host}{self.path}{record.id}/"
         return answer(201, await self.body(config, record), {"Location": location})
 
     async def put(self, request: web.Request, id: int) -> web.StreamResponse:
         """PUT or PATCH of one object: change what the body names."""
         self.find(self.engine.configuration, id)
-        body = await read_object(request)
-        before = self.engine.configuration
-        draft = Draft(*self.declaration.read(body, creating=False), creating=False)
-        self.settle(draft, before, self.find(before, id))
-
-        def edit(config: Configuration) -> Configuration:
-            return self.update(config, self.find(config, id), draft.values)
-
-        config = await self.carry_out(edit, draft)
-        return answer(202, await self.body(config, self.find(config, id)))
+        config, record = await self.write(id, await read_object(request))
+        return answer(202, await self.body(config, record))
 
     async def delete(self, request: web.Request, id: int) -> web.StreamResponse:
         """DELETE of one object."""

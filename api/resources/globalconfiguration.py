@@ -1,5 +1,6 @@
 """``globalconfiguration``: what holds for every target; one object (api-semantics §5.1)."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -51,7 +52,15 @@ class GlobalConfigurationResource:
 
     async def put(self, request: web.Request) -> web.StreamResponse:
         """PUT: change what the body names. Parameters of a login apply to new sessions."""
-        values, errors = GLOBAL_CONFIGURATION.read(await read_object(request), creating=False)
+        return answer(202, self.show(await self.write(await read_object(request))))
+
+    async def write(self, body: Mapping[str, Any]) -> GlobalConfiguration:
+        """Change what a body by wire names says; the settings as they are then.
+
+        Raises:
+            FieldsError: with all that is wrong; nothing has changed.
+        """
+        values, errors = GLOBAL_CONFIGURATION.read(body, creating=False)
 
         def edit(config: Configuration) -> Configuration:
             changed = replace(config.globals, **values)
@@ -67,4 +76,4 @@ class GlobalConfigurationResource:
             raise FieldsError({**GLOBAL_CONFIGURATION.wire_errors(error.problems), **errors}) from None
         if errors:
             raise FieldsError(errors)
-        return answer(202, self.show(config.globals))
+        return config.globals
