@@ -23,14 +23,16 @@ def _no_constant(name: str) -> NoReturn:
 
 
 _TRAILING_COMMA: Final = re.compile(r'("(?:[^"\\]|\\.)*+"?)|,(?=\s*+[}\]])', re.DOTALL)
-"""A string, which ends with its quote or with the text, so that no character is looked at twice; or the comma."""
+"""A string, which ends with its quote or with the text, so that no character is read twice; or the comma."""
 _LONGEST_MENDED: Final = 1 << 15
 """Characters of a body in which commas are looked for: people write shorter ones, and a long one takes longer
 than the loop may be held."""
 
 CHARSETS: Final = frozenset(
-    ("utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
-    + ("ascii", "iso8859-1", "iso8859-15", "cp1252")
+    (
+        *("utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"),
+        *("ascii", "iso8859-1", "iso8859-15", "cp1252"),
+    )
 )
 """What a body may be written in, as Python calls it. Not all that Python knows is decoded in linear time."""
 

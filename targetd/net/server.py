@@ -64,7 +64,7 @@ ACCEPT_AT_ONCE = 2
 BACKLOG = 1024
 TICK_S = 1.0
 PAUSE_S = 1.0
-"""So late a tick is only where the process or the machine stood still; what peers said meanwhile is unread."""
+"""A tick is so late only where process or machine was stopped; what peers sent meanwhile is unread."""
 DESCRIPTOR_PAUSE_S = 1.0
 """How long a listener rests when there are no file descriptors left."""
 
@@ -653,7 +653,7 @@ class Server:
         self.counters.lagged(late_s)
         if late_s > PAUSE_S:
             log.warning(
-                "this process stood still for %.1f s (stopped, or its machine was); nobody loses a session by that",
+                "this process (or its machine) was stopped for %.1f s; nobody loses a session by that",
                 late_s,
             )
             self.sessions.excuse(late_s)
