@@ -642,6 +642,28 @@ class Connection:
         if self.recovery is not None:
             self.recovery.drop(task.initiator_task_tag)
 
+    def conclude(self, task: Task, outcome: Outcome) -> None:
+        """End a task that its logical unit has dropped, with a status. While data is still due the status
+        waits for it (RFC 7143 §11.4.2); what a worker has in hand is over for the initiator now."""
+        session = self.session
+        if session is None or session.tasks.get(task.initiator_task_tag) is not task:
+            return
+        if self.closing:  # lost: TASK REASSIGN tells the initiator that there is no such task
+            self.forget(task)
+            return
+        self.sessions.stirred.add(self)
+        transfer = task.transfer
+        if transfer is not None and transfer.open:
+            task.aborted = False  # no worker has it, and this is the only outcome that it can have
+            transfer.outcome = outcome
+            self.writes.advance(task)
+            return
+        if transfer is not None and task.unit.has_in_hand(task):
+            self.writes.linger(task)
+        task.aborted = False
+        self.complete(task, outcome)
+        task.aborted = True
+
     # -- commands out -------------------------------------------------------------------------
 
     def complete(self, task: Task, outcome: Outcome) -> None:

@@ -78,11 +78,15 @@ class WriteTransfers:
         self._allotted += transfer.need
         transfer.allotted = transfer.need
 
+    def linger(self, task: Task) -> None:
+        """Its task is over, but a worker has its data in hand."""
+        self._lingering.append(task)
+
     def release(self, task: Task) -> None:
         """The data of a write is needed no more."""
         self._queue.pop(task, None)
         transfer = task.transfer
-        if transfer is not None and transfer.allotted:
+        if transfer is not None and transfer.allotted and task not in self._lingering:
             self._allotted -= transfer.allotted
             transfer.allotted = 0
             self._serve_queue()
@@ -211,7 +215,7 @@ class WriteTransfers:
         if transfer is not None:
             self.forgotten.append(task.initiator_task_tag)
             if task.unit.has_in_hand(task):
-                self._lingering.append(task)
+                self.linger(task)
             else:
                 self.release(task)
             for burst in transfer.bursts:

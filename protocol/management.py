@@ -14,19 +14,27 @@ from protocol.bhs import TaskManagementRequest
 from protocol.enums import TaskManagementFunction as Function
 from protocol.enums import TaskManagementResponseCode as Response
 from protocol.scsi.device import LogicalUnit, Reset, Target
+from protocol.scsi.sense import CheckCondition, Sense
 from protocol.task import Task
 
 if TYPE_CHECKING:
     from protocol.connection import Connection
     from protocol.session import Session
 
-__all__ = ["execute", "forget_aborted"]
+__all__ = ["answer_aborted", "execute", "forget_aborted"]
 
 
 def forget_aborted(request: object) -> None:
     """Tell the transport that a logical unit aborted one of its tasks (``LogicalUnit.aborted``)."""
     assert isinstance(request, Task)
     request.connection.forget(request)
+
+
+def answer_aborted(request: object, sense: Sense) -> None:
+    """End a task that the operator's doing has taken out of its task set with CHECK CONDITION and this sense:
+    no initiator asked for that, so none knows that there is nothing to wait for."""
+    assert isinstance(request, Task)
+    request.connection.conclude(request, request.unit.check(CheckCondition(sense)))
 
 
 def execute(

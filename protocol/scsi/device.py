@@ -54,7 +54,8 @@ class Target:
         self.ports: tuple[int, ...] = ()
         """Relative target port identifiers: the tags of its portal groups (RFC 7143 §3.4.1)."""
         self.luns: dict[int, LogicalUnit] = {}
-        self.nexuses: dict[Nexus, None] = {}
+        self.nexuses: dict[Nexus, dict[int, tuple[str, str]]] = {}
+        """Who is logged in, with the units that have left a LUN since: LUN → which it was (``_identity``)."""
         config = UnitConfig(name=f"{name} (no such LUN)", serial="", naa="", thin=False)
         self.absent = LogicalUnit(config, None, lane, reservations=_NoReservations(), now=now, absent=True)
         self._by_field: dict[bytes, LogicalUnit] = {}
@@ -74,7 +75,7 @@ class Target:
 
     def attach(self, nexus: Nexus) -> None:
         """A session came."""
-        self.nexuses[nexus] = None
+        self.nexuses[nexus] = {}
         self.absent.nexuses[nexus] = self  # without a unit attention: there is no unit
         for unit in self.luns.values():
             unit.attach(nexus, self)
@@ -96,27 +97,38 @@ class Target:
         return [request for unit in self.luns.values() for request in unit.reset(origin, kind)]
 
     def replace_luns(self, luns: Mapping[int, LogicalUnit]) -> list[Request]:
-        """Make ``luns`` the units, live. Returns the tasks of the units that went, all ended.
+        """Make ``luns`` the units, live. Returns the tasks of the units that went, all ended: nobody's task
+        management did it, so the owner answers them.
 
         A unit that stays, on whatever LUN, keeps its tasks and reservations. When the inventory has
-        changed every nexus learns it from the units that stay (SPC-4 §6.33, 3Fh/0Eh); new units greet it with
-        their own unit attention.
+        changed every nexus learns it from any unit (SPC-4 §6.33, 3Fh/0Eh), new ones too, for there may be no
+        other. Told by one it is told; so where a nexus has known another unit at the same LUN, that unit
+        itself says so besides (28h/00h, 3Fh/03h): else what was meant for the one is written to the other.
         """
         before = self.luns
         if dict(luns) == before:
             return []
-        stay = dict.fromkeys(luns.values())
-        had = dict.fromkeys(before.values())
+        had = set(before.values())
+        gone = had.difference(luns.values())
         dropped: list[Request] = []
-        for unit in had:
-            if unit not in stay:
-                for nexus in self.nexuses:
+        for nexus, known in self.nexuses.items():
+            for lun, unit in before.items():
+                if unit in gone:
                     dropped += unit.detach(nexus)
+                if luns.get(lun) is not unit:
+                    known[lun] = _identity(unit)
         self._set(luns)
-        for unit in stay:
-            for nexus in self.nexuses:
-                if unit in had:
-                    unit.raise_attention(Sense.REPORTED_LUNS_DATA_CHANGED, only=nexus)
-                else:
+        for nexus, known in self.nexuses.items():
+            for lun, unit in self.luns.items():
+                if unit not in had:
                     unit.attach(nexus, self)
+                unit.raise_attention(Sense.REPORTED_LUNS_DATA_CHANGED, only=nexus)
+                if known.pop(lun, _identity(unit)) != _identity(unit):
+                    unit.raise_attention(Sense.MEDIUM_MAY_HAVE_CHANGED, only=nexus)
+                    unit.raise_attention(Sense.INQUIRY_DATA_CHANGED, only=nexus)
         return dropped
+
+
+def _identity(unit: LogicalUnit) -> tuple[str, str]:
+    """What initiators know a unit by."""
+    return unit.config.naa, unit.config.serial

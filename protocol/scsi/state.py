@@ -291,10 +291,12 @@ class UnitState(TaskSet):
         The other nexuses' tasks are told to ``aborted`` and their initiators learn it by a unit
         attention. Returns the tasks of the caller.
         """
-        dropped = self._drop_all(list(self.tasks))
-        losers = {request.nexus: None for request in dropped if request.nexus is not nexus}
-        for loser in losers:
-            self.raise_attention(Sense.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR, only=loser)
+        dropped: list[Request] = []
+        for unit in self.showing:
+            ended = unit._drop_all(list(unit.tasks))
+            for loser in {request.nexus: None for request in ended if request.nexus is not nexus}:
+                unit.raise_attention(Sense.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR, only=loser)
+            dropped += ended
         return self._tell(dropped, nexus)
 
     def preempt(self, victim: Nexus, by: Nexus) -> None:
@@ -317,15 +319,17 @@ class UnitState(TaskSet):
         """LOGICAL UNIT RESET, or this unit's share of a target reset (SAM-5 §6.3.3).
 
         Ends all tasks, RESERVE(6/10) and PREVENT; mode parameters go back to the saved ones; every
-        nexus gets a unit attention, the origin's too. Returns the tasks of the origin; the others'
+        nexus gets a unit attention, the origin's too, through whichever target it sees the medium: they
+        are one logical unit by all that it says of itself. Returns the tasks of the origin; the others'
         are told to ``aborted``.
         """
-        dropped = self._drop_all(list(self.tasks))
+        dropped: list[Request] = []
         self.reservations.reset()
-        self.prevented_by.clear()
-        self.set_mode(self.saved_mode)
-        self.change_mode(self.saved_mode, None)  # of the other units of the medium, which were not reset
-        self.raise_attention(kind.value)
+        for unit in self.showing:
+            dropped += unit._drop_all(list(unit.tasks))
+            unit.prevented_by.clear()
+            unit.set_mode(self.saved_mode)
+            unit.raise_attention(kind.value)
         return self._tell(dropped, origin)
 
     # -- sessions -----------------------------------------------------------------------------
@@ -357,6 +361,14 @@ class UnitState(TaskSet):
         return self.abort_task_set(nexus)
 
     # -- the operator -------------------------------------------------------------------------
+
+    def replace_medium(self) -> list[Request]:
+        """Another medium comes in place of this one, by ``reconfigure``. Returns the tasks, all ended: what
+        they were for must not be done to another; the owner answers them."""
+        dropped = self._drop_all(list(self.tasks))
+        self.unflushed.clear()
+        self.raise_attention(Sense.MEDIUM_MAY_HAVE_CHANGED)
+        return dropped
 
     def reconfigure(self, config: UnitConfig, backend: Backend | None) -> None:
         """Take over new settings, a new medium, or a medium whose size has changed, live.

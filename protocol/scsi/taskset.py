@@ -161,6 +161,11 @@ class TaskSet(ABC):
         self._beside.add(self)
         self._crowded = bool(self._barriers or self._throttle)
 
+    def leave_medium(self) -> None:
+        """This unit shows its medium no more. Work of its that was aborted and has not ended still bars the
+        others from its range until it has."""
+        self._beside.discard(self)
+
     def limit(self, throttle: Throttle | None) -> None:
         """Set or lift I/O limits; what waits for them goes by the new ones."""
         self._throttle = throttle

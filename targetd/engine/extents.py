@@ -1,9 +1,10 @@
 """Live extents and their logical units: from the configuration's words to open backends.
 
 ``LiveExtent`` is one extent, open: its backend, its workers, its reservations, and a ``LogicalUnit`` for
-every way in which targets show it. Most extents are shown one way; a second appears where two targets
-differ in block size, serial number or write protection (api-semantics §5.2). The units of an extent share
-its backend and its reservations.
+every target that shows it. What an extent and a target say of each other (block size, serial number, write
+protection, api-semantics §5.2) is a setting of that unit: an edit changes it, and is never another unit, so
+whatever initiators have under way or have set up there goes on. The units of an extent share its backend
+and its reservations.
 """
 
 import os
@@ -21,7 +22,7 @@ from targetd.config import ConfigError, Extent, ExtentType, LunMapping, Target
 from targetd.system.threads import WorkerThreads
 from targetd.volumes import volume_file
 
-__all__ = ["LiveExtent", "UnitKey", "check_path", "open_extent", "spec_of", "unit_key"]
+__all__ = ["Appearance", "LiveExtent", "appearance", "check_path", "open_extent", "spec_of"]
 
 
 KINDS: Mapping[ExtentType, ExtentKind] = {
@@ -51,20 +52,20 @@ MUST_EXIST = "The file must exist if the extent size is set to auto (0)"
 
 
 @dataclass(frozen=True, slots=True)
-class UnitKey:
-    """What may differ between two targets that show the same extent."""
+class Appearance:
+    """How a target shows an extent: what may differ between two that show the same."""
 
     block_size: int
     serial: str
     read_only: bool
 
 
-def unit_key(extent: Extent, target: Target, mapping: LunMapping) -> UnitKey:
+def appearance(extent: Extent, target: Target, mapping: LunMapping) -> Appearance:
     """How ``target`` shows ``extent`` (api-semantics §5.2: who wins where both have a say)."""
     serial = extent.serial
     if not extent.serial_given and target.serial_given:
         serial = f"{target.serial}{mapping.lun}"
-    return UnitKey(
+    return Appearance(
         block_size=extent.block_size if target.logical_block_size == 512 else target.logical_block_size,
         serial=serial,
         read_only=extent.read_only or target.flags == "ro",
@@ -72,23 +73,23 @@ def unit_key(extent: Extent, target: Target, mapping: LunMapping) -> UnitKey:
 
 
 def unit_config(
-    extent: Extent, key: UnitKey, backend: Backend | None, threshold: int | None = None
+    extent: Extent, shown: Appearance, backend: Backend | None, threshold: int | None = None
 ) -> UnitConfig:
     """The logical unit's settings, from the extent's fields and what its medium is.
 
     ``threshold``: of an extent that has none of its own.
     """
     physical = backend.geometry.physical_block_size if backend is not None else 4096
-    exponent = max((physical // key.block_size).bit_length() - 1, 0)
+    exponent = max((physical // shown.block_size).bit_length() - 1, 0)
     return UnitConfig(
         name=extent.name,
-        serial=key.serial,
+        serial=shown.serial,
         naa=extent.naa,
         vendor="FreeBSD" if extent.legacy else "TARGETD",
         product=VOLATILE_PRODUCTS.get(extent.type, PRODUCT),
-        block_size=key.block_size,
+        block_size=shown.block_size,
         physical_block_exponent=0 if extent.physical_block_size_hidden else exponent,
-        read_only=key.read_only,
+        read_only=shown.read_only,
         rotation_rate=_rotation_rate(extent, backend),
         xen=extent.xen,
         # what was taken beforehand is not given back: it was taken so that no write fails for want of it
@@ -183,7 +184,9 @@ class LiveExtent:
         self.backend = backend
         self.lane = lane
         self.reservations = reservations
-        self.units: dict[UnitKey, LogicalUnit] = {}
+        self.units: dict[int, LogicalUnit] = {}
+        """By the id of the target that shows it."""
+        self._shown: dict[int, Appearance] = {}
         self._make_unit = make_unit
         self.missing = ""
         """Why there is no medium, or why it is gone; empty while there is one."""
@@ -215,37 +218,33 @@ class LiveExtent:
         """A session could be reading or writing it."""
         return any(unit.nexuses for unit in self.units.values())
 
-    def unit(self, key: UnitKey) -> LogicalUnit:
-        """The unit that shows the extent this way; made when it is wanted first."""
-        unit = self.units.get(key)
+    def unit(self, target_id: int, shown: Appearance) -> LogicalUnit:
+        """The unit of a target, made when it is wanted first, and told how the extent is shown by now."""
+        self._shown[target_id] = shown
+        config = unit_config(self.extent, shown, self.medium, self.threshold)
+        unit = self.units.get(target_id)
         if unit is None:
-            unit = self._make_unit(self, unit_config(self.extent, key, self.medium, self.threshold))
+            unit = self._make_unit(self, config)
             unit.limit(self.throttle)
-            self.units[key] = unit
+            self.units[target_id] = unit
+        elif unit.config != config or unit.backend is not self.medium:
+            unit.reconfigure(config, self.medium)
         return unit
 
-    def keep_units(self, keys: set[UnitKey]) -> None:
-        """Forget the units that no target shows any more."""
-        for key in self.units.keys() - keys:
-            self.reservations.units.discard(self.units.pop(key))
-
-    def rekey(self, renamed: Mapping[UnitKey, UnitKey]) -> None:
-        """A unit goes on under another key: its sessions see a change, not another unit."""
-        for old, new in renamed.items():
-            if old in self.units and new not in self.units:
-                self.units[new] = self.units.pop(old)
-
-    def update(self, extent: Extent, backend: Backend | None) -> None:
-        """Take over changed settings or another medium, and tell the units."""
-        self.extent = extent
-        self.backend = backend
-        self.show()
+    def keep_units(self, target_ids: set[int]) -> None:
+        """Forget the units of other targets: they show the extent no more."""
+        for target_id in self.units.keys() - target_ids:
+            unit = self.units.pop(target_id)
+            del self._shown[target_id]
+            self.reservations.units.discard(unit)
+            unit.leave_medium()
 
     def show(self) -> None:
         """Tell the units what their medium is now."""
         medium = self.medium
-        for key, unit in self.units.items():
-            unit.reconfigure(unit_config(self.extent, key, medium, self.threshold), medium)
+        for target_id, unit in self.units.items():
+            shown = self._shown[target_id]
+            unit.reconfigure(unit_config(self.extent, shown, medium, self.threshold), medium)
 
     def measure_space(self, now: float) -> None:
         """Now and then, while somebody uses it, look how full the medium is, and let the units know.

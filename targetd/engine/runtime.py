@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from protocol.management import forget_aborted
+from protocol.management import answer_aborted, forget_aborted
 from protocol.scsi import sanitize
 from protocol.scsi.device import LogicalUnit, Reset, UnitConfig
 from protocol.scsi.device import Target as ScsiTarget
@@ -32,6 +32,7 @@ from protocol.scsi.registrations import State as ReservationState
 from protocol.scsi.request import GOOD, Nexus, Outcome
 from protocol.scsi.reservations import KEPT_AS as RESERVATIONS_KEPT_AS
 from protocol.scsi.reservations import Reservations
+from protocol.scsi.sense import Sense
 from protocol.session import Session, SessionTable
 from storage.base import TICK_INTERVAL_S, Backend
 from storage.open import Created, ExtentSpec, clone_file, open_backend
@@ -50,7 +51,7 @@ from targetd.config import (
     target_named,
     validate,
 )
-from targetd.engine.extents import LiveExtent, UnitKey, check_path, open_extent, spec_of, unit_key
+from targetd.engine.extents import LiveExtent, appearance, check_path, open_extent, spec_of
 from targetd.engine.media_probe import Job, MediaProbe
 from targetd.engine.reports import explanation, lun_statuses, session_status, unit_statistics, work_under_way
 from targetd.engine.throttle import Throttle
@@ -724,8 +725,7 @@ class Runtime:
             if backend is not None:
                 live.missing = ""
                 live.lost_writes = backend.lost_writes
-            live.rekey(_renamed_keys(old, live.extent, new, extent))
-            live.update(extent, backend or live.backend)
+            live.extent, live.backend = extent, backend or live.backend  # units hear of it with their targets
             self._limit(live)
         return retired
 
@@ -819,11 +819,13 @@ class Runtime:
             if target is not None:
                 for mapping in mappings_by_target(new).get(id, ()):
                     extent = new.extents[mapping.extent_id]
-                    units[mapping.lun] = self._extents[extent.id].unit(unit_key(extent, target, mapping))
+                    units[mapping.lun] = self._extents[extent.id].unit(
+                        id, appearance(extent, target, mapping)
+                    )
             if scsi is not None:
                 changed = units != scsi.luns
                 for request in scsi.replace_luns(units):
-                    forget_aborted(request)
+                    answer_aborted(request, Sense.LOGICAL_UNIT_NOT_SUPPORTED)
                 if target is None:
                     gone.append(self._targets.pop(id))
                 elif changed:
@@ -836,9 +838,7 @@ class Runtime:
                 self._targets[id].ports = tuple(sorted({group.portal_id for group in groups}))
         for id in extents & self._extents.keys():
             mappings = mappings_by_extent(new).get(id, ())
-            self._extents[id].keep_units(
-                {unit_key(new.extents[id], new.targets[m.target_id], m) for m in mappings}
-            )
+            self._extents[id].keep_units({mapping.target_id for mapping in mappings})
         return gone
 
     # -- sessions -----------------------------------------------------------------------------
@@ -1014,7 +1014,8 @@ class Runtime:
                     live.show()
         elif isinstance(result, Backend) or live.missing:
             live.missing = ""
-            live.update(extent, result if isinstance(result, Backend) else backend)
+            live.backend = result if isinstance(result, Backend) else backend
+            live.show()
             for unit in live.units.values():
                 sanitize.resume(unit)
         elif any(unit.geometry != backend.geometry for unit in live.units.values() if backend is not None):
@@ -1128,20 +1129,6 @@ def _touched(old: Configuration, new: Configuration, changes: Changes) -> tuple[
         for id in targets:
             extents |= {mapping.extent_id for mapping in mappings_by_target(config).get(id, ())}
     return targets, extents
-
-
-def _renamed_keys(
-    old: Configuration, before: Extent, new: Configuration, extent: Extent
-) -> dict[UnitKey, UnitKey]:
-    """How the units of an extent are keyed now, where its own fields changed the key."""
-    renamed = {}
-    for mapping in mappings_by_extent(new).get(extent.id, ()):
-        target = old.targets.get(mapping.target_id)
-        if target is not None:
-            was, now = unit_key(before, target, mapping), unit_key(extent, target, mapping)
-            if was != now:
-                renamed[was] = now
-    return renamed
 
 
 def _flush_and_close(backend: Backend) -> None:

@@ -1,9 +1,11 @@
 """What the operator changes while sessions are open, and how initiators learn it: once each (SAM-5 §5.14)."""
 
+from typing import Any
+
 import pytest
 
 from protocol import bhs
-from protocol.enums import AsyncEvent
+from protocol.enums import AsyncEvent, ScsiStatus
 from tests import cdbs
 from tests.daemon import HOST, Daemon, free_ports
 from tests.functional.sessions import attention, capacity, log_in, read, write
@@ -81,6 +83,69 @@ def test_luns_come_and_go_with_one_attention_each(shared_daemon: Daemon) -> None
         # Each change is told unasked, too (RFC 7143 §11.9.1, event 0); nobody is asked to leave.
         events = [pdu.expect(bhs.AsyncMessage).async_event for pdu in initiator.asyncs]
         assert events == [AsyncEvent.SCSI_EVENT] * 3
+
+
+SURVIVED, GONE = ScsiStatus.GOOD, ScsiStatus.CHECK_CONDITION
+UNDER_WAY = [
+    ("target/{target}", {"iscsi_target_serial": "EDITED"}, SURVIVED),
+    ("target/{target}", {"iscsi_target_flags": "ro"}, SURVIVED),
+    ("extent/{extent}", {"iscsi_target_extent_serial": "EDITED"}, SURVIVED),
+    ("targettoextent/{mapping}", {"iscsi_lunid": 4}, SURVIVED),
+    ("targettoextent/{mapping}", {"iscsi_extent": "{other}"}, GONE),
+    ("targettoextent/{mapping}", None, GONE),
+    ("target/{target}", None, GONE),
+    ("extent/{extent}", None, GONE),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status"), UNDER_WAY)
+def test_a_command_under_way_is_answered_whatever_is_edited(
+    shared_daemon: Daemon, path: str, body: dict[str, Any] | None, status: int
+) -> None:
+    """A write waits for its data meanwhile. Its status comes behind the data (RFC 7143 §11.4.2)."""
+    disk = shared_daemon.create_disk("edited", "1MB")
+    other = shared_daemon.create_disk("edited-other", "1MB")
+    ids = {"target": disk.target_id, "extent": disk.extent_id, "mapping": disk.mapping_id}
+    try:
+        with log_in(shared_daemon, disk.iqn) as initiator:
+            initiator.answer_r2ts = False
+            data = b"\x5a" * 128 * 1024
+            task = initiator.send_command(cdbs.write10(0, 256), data, unsolicited=0, immediate_data=0)
+            r2t = initiator.wait_for_r2t(task)
+            if body is None:
+                shared_daemon.expect(204, "DELETE", f"services/iscsi/{path.format(**ids)}/")
+            else:
+                wanted = {
+                    name: other.extent_id if value == "{other}" else value for name, value in body.items()
+                }
+                shared_daemon.expect(202, "PUT", f"services/iscsi/{path.format(**ids)}/", wanted)
+            initiator.answer_r2ts = True
+            initiator.answer_r2t(task, r2t)
+            reply = initiator.wait(task)
+            assert reply.status == status
+            if status == GONE:
+                assert reply.additional_sense == NO_UNIT, "and it is not to be tried again on another unit"
+                assert disk.path.read_bytes()[:512] == other.path.read_bytes()[:512] == bytes(512)
+    finally:
+        for made in (disk, other):
+            for resource, id in (("target", made.target_id), ("extent", made.extent_id)):
+                shared_daemon.api("DELETE", f"services/iscsi/{resource}/{id}/")
+            made.path.unlink(missing_ok=True)
+
+
+def test_what_initiators_have_set_up_survives_edits_of_something_else(shared_daemon: Daemon) -> None:
+    """RESERVE(6), mode parameters, and what is pending: the unit is the same one."""
+    disk = shared_daemon.create_disk("keeps", "1MB")
+    path = f"services/iscsi/target/{disk.target_id}/"
+    with log_in(shared_daemon, disk.iqn, "one") as one, log_in(shared_daemon, disk.iqn, "two") as two:
+        assert one.command(bytes((0x16, 0, 0, 0, 0, 0))).good
+        shared_daemon.expect(202, "PUT", path, {"iscsi_target_serial": "A", "iscsi_target_flags": "ro"})
+        shared_daemon.expect(202, "PUT", path, {"iscsi_target_serial": "B", "iscsi_target_flags": "rw"})
+        assert attentions(one) == [MODE_CHANGED, INQUIRY_CHANGED], "each once"
+        assert one.command(cdbs.inquiry(0x80), read=255).data[4:] == b"B0"
+        assert [attention(two), attention(two)] == [MODE_CHANGED, INQUIRY_CHANGED]
+        assert two.command(cdbs.test_unit_ready()).status == ScsiStatus.RESERVATION_CONFLICT
+        assert write(one, 0, bytes(512)).good
 
 
 def test_a_medium_made_removable_can_be_ejected_until_it_is_not(shared_daemon: Daemon) -> None:

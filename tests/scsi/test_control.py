@@ -96,11 +96,11 @@ def test_the_self_test_looks_at_the_medium(cdb: str, expected: tuple[int, int, i
 # -- REPORT LUNS (SPC-4 §6.33) --
 
 
-def another_unit() -> LogicalUnit:
+def another_unit(serial: str = "2") -> LogicalUnit:
     from storage.memory import Memory
 
     return LogicalUnit(
-        make_config(name="other", serial="2", naa="0x6589cfc0000000000000000000000002"),
+        make_config(name="other", serial=serial, naa="0x6589cfc0000000000000000000000002"),
         Memory(BLOCK * BLOCKS),
         SynchronousLane(),
         reservations=Reservations(),

@@ -360,4 +360,4 @@ def test_units_over_one_medium_share_their_mode_parameters_and_what_is_saved() -
     select6(one, caching_page(one, wce=True))
     two.unit.reset(two.nexus)  # back to what was saved, for all
     assert not one.unit.write_cache
-    assert one.unit.take_attention(one.nexus) is Sense.MODE_PARAMETERS_CHANGED
+    assert one.unit.take_attention(one.nexus) is Sense.BUS_DEVICE_RESET, "they are one logical unit"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from protocol.enums import ScsiStatus
-from protocol.scsi.device import Reset, decode_lun, encode_lun
+from protocol.scsi.device import LogicalUnit, Reset, decode_lun, encode_lun
 from protocol.scsi.sense import Sense
 from storage.base import Buffer
 from storage.memory import Memory
@@ -276,6 +276,80 @@ def test_a_unit_that_goes_ends_its_tasks_and_the_others_do_not_notice() -> None:
     assert stuck not in disk.delivered
     assert disk.target.unit_for(encode_lun(0)).absent
     assert disk.target.unit_for(encode_lun(1)) is other
+
+
+OTHER_UNIT = [
+    Sense.POWER_ON_RESET,
+    Sense.REPORTED_LUNS_DATA_CHANGED,
+    Sense.MEDIUM_MAY_HAVE_CHANGED,
+    Sense.INQUIRY_DATA_CHANGED,
+]
+
+
+def pending(disk: Disk, unit: LogicalUnit) -> list[Sense]:
+    return list(unit.attentions.pending.get(disk.nexus, []))
+
+
+def test_another_unit_at_a_lun_that_was_known_says_so_itself() -> None:
+    """Also after a time without any, and where another unit has told that the inventory changed (LUICLR)."""
+    disk = Disk()
+    other, second, third = another_unit(), another_unit("3"), another_unit("4")
+    disk.target.replace_luns({0: other})
+    assert pending(disk, other) == OTHER_UNIT
+    disk.target.replace_luns({})
+    disk.target.replace_luns({0: second})
+    assert pending(disk, second) == OTHER_UNIT
+    disk.target.replace_luns({0: second, 1: third})
+    assert pending(disk, third) == OTHER_UNIT[:2], "nobody knew another there"
+    newcomer = make_nexus(7)
+    disk.target.attach(newcomer)
+    assert second.attentions.pending[newcomer] == OTHER_UNIT[:1]
+
+
+def test_units_that_change_places_say_so() -> None:
+    disk = Disk()
+    other = another_unit()
+    disk.target.replace_luns({0: disk.unit, 1: other})
+    other.attentions.forget(disk.nexus)
+    disk.unit.attentions.forget(disk.nexus)
+    disk.target.replace_luns({0: other, 1: disk.unit})
+    assert pending(disk, disk.unit) == pending(disk, other) == OTHER_UNIT[1:]
+
+
+def test_the_same_unit_back_at_its_lun_is_no_other() -> None:
+    disk = Disk()
+    disk.target.replace_luns({})
+    disk.target.replace_luns({0: disk.unit})
+    assert pending(disk, disk.unit) == OTHER_UNIT[:2]
+
+
+def test_another_medium_ends_what_was_meant_for_the_first() -> None:
+    lane = HeldLane()
+    disk = Disk(lane=lane, backend=Broken(BLOCK * BLOCKS))
+    stuck = disk.start(WRITE, bytes(BLOCK))
+    assert disk.unit.replace_medium() == [stuck]
+    assert pending(disk, disk.unit) == [Sense.MEDIUM_MAY_HAVE_CHANGED]
+    lane.release()
+    assert stuck not in disk.delivered, "the owner has answered it"
+
+
+def test_units_over_one_medium_are_reset_and_cleared_together() -> None:
+    """Two targets show it, by one name (NAA): what ends a task set ends that of both."""
+    lane = HeldLane()
+    one = Disk(lane=lane, backend=Broken(BLOCK * BLOCKS))
+    two = Disk(lane=lane, backend=one.backend, serial="2")
+    two.unit.share_medium(one.unit)
+    first = one.start(WRITE, bytes(BLOCK))
+    assert two.unit.clear_task_set(two.nexus) == []
+    assert one.ended + two.ended == [first]
+    assert attentions(one) == [triple(Sense.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)]
+    second = one.start(WRITE, bytes(BLOCK))
+    two.unit.reset(two.nexus)
+    assert one.ended + two.ended == [first, second]
+    assert attentions(one) == attentions(two) == [triple(Sense.BUS_DEVICE_RESET)]
+    one.unit.leave_medium()
+    two.unit.reset(two.nexus)
+    assert attentions(one) == []
 
 
 def test_a_unit_in_two_targets_is_one_task_set() -> None:

@@ -13,7 +13,7 @@ from protocol.scsi.sense import Sense
 from storage.base import Space
 from storage.memory import Memory
 from targetd.config import Extent
-from targetd.engine.extents import SPACE_ARMED_S, SPACE_IDLE_S, LiveExtent, UnitKey
+from targetd.engine.extents import SPACE_ARMED_S, SPACE_IDLE_S, Appearance, LiveExtent
 
 MIB = 1 << 20
 
@@ -54,7 +54,7 @@ def make(own: int | None, default: int | None) -> tuple[LiveExtent, LogicalUnit,
         return LogicalUnit(config, live.backend, live.lane, reservations=live.reservations, now=lambda: 0.0)
 
     live = LiveExtent(extent, shelf, lane, Reservations(), make_unit, default)  # type: ignore[arg-type]
-    unit = live.unit(UnitKey(512, "1", False))
+    unit = live.unit(1, Appearance(512, "1", False))
     nexus = Nexus("iqn.2003-01.org.example:i", bytes(6), "iqn.2003-01.org.example:t", 1)
     unit.attach(nexus)
     unit.take_attention(nexus)
@@ -94,8 +94,9 @@ def test_the_kernel_says_whether_it_turns_where_the_operator_does_not(
     """MEDIUM ROTATION RATE of VPD page B1h (SBC-3 §6.6.2); how fast, nobody knows then."""
     live, _, shelf, _, _ = make(None, None)
     shelf.geometry = replace(shelf.geometry, rotational=rotational)
-    live.update(replace(live.extent, rpm=rpm), shelf)
-    assert live.units[UnitKey(512, "1", False)].config.rotation_rate == rate
+    live.extent = replace(live.extent, rpm=rpm)
+    live.unit(1, Appearance(512, "1", False))
+    assert live.units[1].config.rotation_rate == rate
 
 
 def test_without_a_threshold_space_is_looked_at_seldom_and_never_without_a_session() -> None:
