@@ -234,11 +234,9 @@ def resolve_path(path: str, roots: Sequence[str | Path]) -> Path:
     """
     if not path.startswith("/") or "\0" in path:
         raise PathError(INSIDE_A_ROOT)
-    try:
-        real = Path(path).resolve()
-        allowed = [Path(root).resolve() for root in roots]
-    except (OSError, RuntimeError):  # a loop of links (RuntimeError before Python 3.13)
-        raise PathError(INSIDE_A_ROOT) from None
+    # realpath: Path.resolve takes a loop of links otherwise since Python 3.13. It is left as it is here.
+    real = Path(os.path.realpath(path))
+    allowed = [Path(os.path.realpath(root)) for root in roots]
     if real in allowed:
         raise PathError(ROOT_ITSELF)
     if not any(real.is_relative_to(root) for root in allowed):
@@ -253,5 +251,7 @@ def resolve_path(path: str, roots: Sequence[str | Path]) -> Path:
     except NotADirectoryError:
         raise PathError(f"A part of the path is a file, not a directory: {path}") from None
     except OSError as error:
+        if error.errno == errno.ELOOP:  # links that lead round, and so into no root
+            raise PathError(INSIDE_A_ROOT) from None
         raise PathError(f"The path cannot be used: {error.strerror}.") from None
     return real

@@ -27,7 +27,7 @@ import os
 import select
 import selectors
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import Context
 from typing import Any, TypeVarTuple, Unpack
 
@@ -104,12 +104,30 @@ class _Served:
         self.on_writable = on_writable
 
 
+class _Keys(Mapping[Any, selectors.SelectorKey]):
+    """What the stock selectors give as their map: looked up by a descriptor's number or by its object, as
+    asyncio does since Python 3.13 with whatever ``add_reader`` and ``remove_reader`` were given."""
+
+    def __init__(self, keys: dict[int, selectors.SelectorKey]) -> None:
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._keys)
+
+    def __getitem__(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._keys[_number(fileobj)]
+
+
 class _Selector(selectors.BaseSelector):
     """epoll for both kinds of descriptors."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._keys: dict[int, selectors.SelectorKey] = {}
+        self._map = _Keys(self._keys)
         self._served: dict[int, _Served] = {}
         self._newcomers = select.epoll()
         self._served[self._newcomers.fileno()] = _Served(self._epoll, self._serve_newcomers, _nothing)
@@ -121,7 +139,7 @@ class _Selector(selectors.BaseSelector):
     # -- the stock kind, as asyncio asks for it -----------------------------------------------
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        fd = _number(fileobj)
         if fd in self._keys:
             raise KeyError(f"descriptor {fd} is registered already")
         key = selectors.SelectorKey(fileobj, fd, events, data)
@@ -130,7 +148,7 @@ class _Selector(selectors.BaseSelector):
         return key
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        fd = _number(fileobj)
         key = self._keys.pop(fd)
         try:
             self._epoll.unregister(fd)
@@ -139,7 +157,7 @@ class _Selector(selectors.BaseSelector):
         return key
 
     def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        fd = _number(fileobj)
         key = self._keys[fd]
         if key.events != events:
             self._epoll.modify(fd, _mask(events))
@@ -148,11 +166,10 @@ class _Selector(selectors.BaseSelector):
         return key
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        return self._keys
+        return self._map
 
     def get_key(self, fileobj: Any) -> selectors.SelectorKey:
-        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
-        return self._keys[fd]
+        return self._map[fileobj]
 
     def close(self) -> None:
         self._newcomers.close()
@@ -264,6 +281,11 @@ class _Selector(selectors.BaseSelector):
         entry = self._served.pop(fd, None)
         if entry is not None:
             entry.epoll.unregister(fd)
+
+
+def _number(fileobj: Any) -> int:
+    """Of a descriptor, or of an object that has one."""
+    return fileobj if isinstance(fileobj, int) else int(fileobj.fileno())
 
 
 def _mask(events: int) -> int:

@@ -123,6 +123,28 @@ def test_writing_is_told_only_while_it_is_wanted(
     loop.run_until_complete(asyncio.sleep(0))
 
 
+@pytest.mark.parametrize("number", [False, True], ids=["object", "number"])
+def test_a_reader_is_known_by_its_object_and_by_its_number(
+    loop: Loop, pair: tuple[socket.socket, socket.socket], number: bool
+) -> None:
+    """Whichever it was added by; asyncio hands on what it was given since Python 3.13."""
+    ours, theirs = pair
+    known: socket.socket | int = ours.fileno() if number else ours
+    called: list[str] = []
+    loop.add_reader(ours, called.append, "first")
+    loop.add_reader(known, called.append, "second")
+    theirs.send(b"x")
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.run_until_complete(asyncio.sleep(0))
+    assert set(called) == {"second"}
+    assert loop.remove_reader(known)
+    called.clear()
+    loop.run_until_complete(asyncio.sleep(0))
+    assert not called
+    assert not loop.remove_reader(ours)
+
+
 def test_a_crowd_of_newcomers_does_not_hold_up_one_that_is_at_work(loop: Loop) -> None:
     """Two hundred have something to say at once, and so does one that was promoted: it has its turn when at
     most one round of newcomers had theirs, every time."""
