@@ -147,6 +147,9 @@ class WorkerHandle:
                 future.exception()  # who waits for it is told; nobody has to
         self._owner.ended(self)
 
+    def tell_that_it_serves(self) -> None:
+        log.info("worker process %d serves (process %d)", self.index, self.pid)
+
     def kill(self) -> None:
         """End the process; the end of the link tells what follows."""
         if self._process is not None:

@@ -177,6 +177,8 @@ class Supervisor(Owner):
         self._keep_running(self._tell_of_portals())
         self._keep_running(self._watch())
         await self.front.start(share_of_front(config))
+        for member in self._present():  # only now: a start that fails is one line
+            member.tell_that_it_serves()
 
     def settle(self) -> None:
         """Workers do so by themselves."""
@@ -195,7 +197,6 @@ class Supervisor(Owner):
         else:
             member.ask("absent", dict(self.front.portals.absent))
             member.up.set()
-            log.info("worker process %d serves (process %d)", member.index, member.pid)
 
     async def _tell_of_portals(self) -> None:
         """SendTargets of a worker's session leaves out what is not listened on, too."""
@@ -283,6 +284,7 @@ class Supervisor(Owner):
         async with self._lock:
             await self._begin(member)
         if member.up.is_set():
+            member.tell_that_it_serves()
             self.front.announce("worker.start", worker=member.index, pid=member.pid)
 
     def _present(self) -> list[WorkerHandle]:

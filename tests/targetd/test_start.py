@@ -45,11 +45,15 @@ def occupied(daemon: Daemon, *, portal: bool, api: bool) -> Daemon:
     )
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("portal", "api"), [(True, False), (False, True)])
-def test_a_port_in_use_is_one_line_and_leaves_nothing_behind(daemon: Daemon, portal: bool, api: bool) -> None:
+def test_a_port_in_use_is_one_line_and_leaves_nothing_behind(
+    daemon: Daemon, portal: bool, api: bool, workers: int
+) -> None:
     """The next start, with other ports, is the first one: it takes them, and tells of the password."""
     daemon.start()
     other = occupied(daemon, portal=portal, api=api)
+    other.options = ["--workers", str(workers)]
     said = refused(other)
     address = f"{HOST}:{daemon.portal_port}" if portal else f"--api {HOST}:{daemon.api_port}"
     assert said.startswith(address)
