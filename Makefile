@@ -15,6 +15,13 @@ unexport PYTHONSTARTUP
 
 PY := .venv/bin/python
 
+# make PYTHON=/path/to/python3 test: another interpreter than .venv was made with makes it anew.
+ifdef PYTHON
+ifneq ($(shell PYTHON='$(PYTHON)' scripts/environment --is-named || echo another),)
+.PHONY: .venv/installed .venv/installed-dev .venv/installed-fuzz .venv/installed-audit
+endif
+endif
+
 .PHONY: help run test bench bench-workers fuzz soak coverage package audit lint format clean
 .PHONY: system-test system-guest system-bench
 
