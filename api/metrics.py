@@ -6,7 +6,6 @@ labels come from the configuration and from fixed lists, and of logical units an
 the portals'.
 """
 
-import asyncio
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -27,6 +26,7 @@ from targetd.interface import (
     Statistics,
     UnitStatistics,
 )
+from targetd.system.threads import run_in_thread
 
 __all__ = ["METRICS_PATH", "MetricsResource"]
 
@@ -265,7 +265,7 @@ class MetricsResource:
         """GET of all."""
         statistics = await self._engine.statistics()
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        body = await asyncio.to_thread(self._write, encode, statistics)
+        body = await run_in_thread(self._write, encode, statistics)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     def _write(self, encode: Callable[[Any], bytes], statistics: Statistics) -> bytes:

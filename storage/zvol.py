@@ -13,9 +13,7 @@ the kernel's physical block size stands for ``volblocksize``, as the zvol driver
 """
 
 import errno
-import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -25,6 +23,7 @@ from storage import linux
 from storage.base import Capabilities, Space
 from storage.device import Device
 from storage.handle import Handle
+from storage.zfs_command import run_command
 
 __all__ = ["APPEAR_TIMEOUT_S", "Zvol", "dataset_of", "device_path"]
 
@@ -87,17 +86,11 @@ class Zvol(Device):
         super().__init__(node, size_bytes, read_only=read_only)
 
     def _ask_zfs(self) -> dict[str, int]:
-        command = shutil.which("zfs", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
-        if command is None:
-            return {}
+        command = ("zfs", "get", "-Hp", "-o", "property,value", _PROPERTIES, self.dataset)
         try:
-            answer = subprocess.run(
-                [command, "get", "-Hp", "-o", "property,value", _PROPERTIES, self.dataset],
-                capture_output=True,
-                text=True,
-                timeout=_COMMAND_TIMEOUT_S,
-                stdin=subprocess.DEVNULL,
-            )
+            answer = run_command(command, _COMMAND_TIMEOUT_S)
+        except FileNotFoundError:
+            return {}
         except subprocess.TimeoutExpired:
             raise OSError(
                 errno.ETIMEDOUT, "zfs does not answer; is the pool suspended?", self.dataset

@@ -12,7 +12,6 @@ import asyncio
 import errno
 import os
 import re
-import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,9 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from storage.open import create_file
+from storage.zfs_command import find_command, run_command
 from targetd.interface import Dataset, StorageError, Volume
+from targetd.system.threads import run_in_thread
 
 __all__ = ["DEVICES", "VOLUMES", "Pools", "volume_file"]
 
@@ -225,15 +226,7 @@ def _run(*command: str) -> list[list[str]]:
         StorageError: it failed; the text is its own.
     """
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_S,
-            check=False,
-            env={**os.environ, "LC_ALL": "C"},
-        )
+        done = run_command(command, COMMAND_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise StorageError(f"{command[0]}: {error}") from None
     if done.returncode:
@@ -251,7 +244,7 @@ class Pools:
 
     def _all(self) -> Sequence[_Pool]:
         pools: dict[str, _Pool] = {}
-        if shutil.which("zpool"):
+        if find_command("zpool"):
             pools = {name: ZfsPool(name) for (name,) in _run("zpool", "list", "-H", "-o", "name")}
         return [*{**pools, **self._directories}.values()]
 
@@ -331,6 +324,6 @@ def _rounded(size_bytes: int) -> int:
 
 async def _worker(work: Callable[[], _T]) -> _T:
     try:
-        return await asyncio.to_thread(work)
+        return await run_in_thread(work)
     except OSError as error:
         raise StorageError(error.strerror or str(error)) from error

@@ -21,6 +21,7 @@ from api.resources.collection import LIST_PARAMETERS, PREFIX
 from api.routing import Operation, Router
 from api.schema import coerce
 from targetd.config import REQUIRED
+from targetd.system.threads import run_in_thread
 
 __all__ = ["AccountRecords", "UsersResource"]
 
@@ -164,7 +165,7 @@ class UsersResource:
 
     async def _keep(self, name: str, password: str | None, read_only: bool, password_hash: str) -> Account:
         if password is not None:
-            password_hash = await asyncio.to_thread(hash_password, password)
+            password_hash = await run_in_thread(hash_password, password)
         kept = json.dumps({"hash": password_hash, "read_only": read_only}).encode()
         await self._keeper.put(name, kept)
         account = self._accounts[name] = Account(name, password_hash, read_only)

@@ -3,7 +3,7 @@ imports this but ``__main__``.
 
 Start: store → runtime (media, portals) → API → ``ready`` (log line and sd_notify). A port in use or a store
 that must not be opened is one line and exit 1, with nothing half-started.
-Stop (SIGTERM, SIGINT): ``Runtime.stop``, the API, the store; under 10 s.
+Stop (SIGTERM, SIGINT): the API and ``Runtime.stop``, then the store; under 10 s, whatever hangs (``STOP_S``).
 """
 
 import asyncio
@@ -37,6 +37,7 @@ from targetd.net.loop import Loop
 from targetd.persistence.durable import write_private
 from targetd.persistence.store import Store, StoreError
 from targetd.system import logs, notify
+from targetd.system.threads import Deadline, run_in_thread
 from targetd.system.tls import Certificate
 from targetd.volumes import Pools
 
@@ -55,6 +56,13 @@ ACCOUNTS = "account"
 """Namespace in the store of the API's further users."""
 API_SHUTDOWN_S = 2.0
 """How long requests under way may take when the daemon stops."""
+STORE_CLOSE_S = 1.0
+"""How long the store may take to be closed: longer, and its disk hangs. What it has promised is on the
+medium, and what it has not is undone at the next start."""
+LEFT_S = 0.5
+"""How long what is still under way at the end may take to notice that it is cancelled."""
+STOP_S = 9.5
+"""From the signal until the process ends itself. systemd's own patience is 90 s by default, docker's 10 s."""
 
 
 class StartError(Exception):
@@ -65,27 +73,54 @@ def run(options: Options) -> int:
     """Serve until told to stop; returns the exit code (design.md §2)."""
     logs.set_up(options.log_level, options.log_format)
     listeners = Listeners(inherited(os.environ))
+    deadline = Deadline(STOP_S)
+    loop = Loop()
+    asyncio.set_event_loop(loop)
     try:
-        loop = Loop()
-        with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            runner.run(_serve(options, loop, listeners))
+        in_order = loop.run_until_complete(_serve(options, loop, listeners, deadline))
     except (StartError, StoreError) as error:
         print(f"iscsi-targetd: {error}", file=sys.stderr)
         return 1
+    finally:
+        _leave(loop)
+        deadline.met()
+    if not in_order:
+        # Python would close the database now, and wait for the lock that the hanging thread has.
+        logging.shutdown()
+        os._exit(0)
     return 0
 
 
-async def _serve(options: Options, loop: Loop, listeners: Listeners) -> None:
+def _leave(loop: Loop) -> None:
+    """Cancel what is still under way, and close the loop. Not ``asyncio.Runner``, which waits for every task,
+    also for one that cannot end before a disk answers."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=LEFT_S))
+    asyncio.set_event_loop(None)
+    loop.set_exception_handler(lambda loop, context: None)  # tasks that hang are destroyed: that was told
+    loop.close()
+
+
+async def _serve(options: Options, loop: Loop, listeners: Listeners, deadline: Deadline) -> bool:
+    """Until told to stop; whether nothing was left hanging."""
     _raise_descriptor_limit()
     stop = asyncio.Event()
+
+    def stop_now() -> None:
+        deadline.begin()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop_now)
     state = options.state_dir
     roots = _extent_roots(options)
     try:
-        await asyncio.to_thread(_make_directories, state, () if options.extent_roots else roots)
-        password, generated = await asyncio.to_thread(_admin_password, options)
-        tls = await asyncio.to_thread(_certificate, options)
+        await run_in_thread(_make_directories, state, () if options.extent_roots else roots)
+        password, generated = await run_in_thread(_admin_password, options)
+        tls = await run_in_thread(_certificate, options)
     except OSError as error:
         raise StartError(f"{error.filename or state}: {error.strerror or error}") from None
     except ValueError as error:
@@ -101,13 +136,14 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners) -> None:
         )
     else:
         runtime = Runtime(store, roots, loop, dict(options.pools), listeners=listeners)
-    admin = Account(ADMIN, await asyncio.to_thread(hash_password, password))
+    admin = Account(ADMIN, await run_in_thread(hash_password, password))
     storage = StorageResource(runtime, Pools(dict(options.pools)))
     authenticator = Authenticator({ADMIN: admin})
     users = UsersResource(authenticator, _Accounts(store), admin)
     app = make_app(runtime, authenticator, version=version(), resources=[storage, users])
     api = ApiRunner(app, shutdown_timeout=API_SHUTDOWN_S)
     watchers: list[asyncio.Task[None]] = []
+    in_order = True
     try:
         sockets = await _bind_api(listeners, options.api)
         first = store.fresh
@@ -143,11 +179,19 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners) -> None:
     finally:
         for watcher in watchers:
             watcher.cancel()
-        await runtime.stop()
-        await api.cleanup()
-        await store.close()
+        await asyncio.gather(runtime.stop(), api.cleanup())
+        try:
+            await asyncio.wait_for(store.close(), STORE_CLOSE_S)
+        except TimeoutError:
+            log.error(
+                "%s: its disk does not answer; the store was left open. A change that was being stored is in "
+                "force at the next start, or not, as a whole",
+                store.path,
+            )
+            in_order = False
         listeners.close()
     log.info("stopped")
+    return in_order
 
 
 def _extent_roots(options: Options) -> tuple[Path, ...]:

@@ -18,6 +18,7 @@ from api.resources.users import UsersResource
 from targetd.daemon.options import DECLARED, Options, UsageError, parse
 from targetd.engine.runtime import Runtime
 from targetd.system import logs
+from targetd.system.threads import run_in_thread
 from targetd.system.tls import Certificate
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Reloader:
     async def reload(self) -> None:
         """Once."""
         try:
-            options = (await asyncio.to_thread(parse, sys.argv[1:], os.environ)).options
+            options = (await run_in_thread(parse, sys.argv[1:], os.environ)).options
         except UsageError as error:
             log.error("all options stay as they were: %s", error)
             return
@@ -84,11 +85,11 @@ class Reloader:
 
     async def _password(self, options: Options) -> str:
         try:
-            password = await asyncio.to_thread(self.password, options)
+            password = await run_in_thread(self.password, options)
         except (OSError, ValueError) as error:
             return getattr(error, "strerror", None) or str(error)
-        if not await asyncio.to_thread(verify_password, password, self.admin.password_hash):
-            self.admin = Account(self.admin.name, await asyncio.to_thread(hash_password, password))
+        if not await run_in_thread(verify_password, password, self.admin.password_hash):
+            self.admin = Account(self.admin.name, await run_in_thread(hash_password, password))
             self.users.replace_root(self.admin)
             log.info("user %s of the API has another password", self.admin.name)
         return ""

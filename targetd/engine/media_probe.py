@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from targetd.system.threads import Completions
+from targetd.system.threads import Completions, start_thread
 
 __all__ = ["HANG_S", "MediaProbe"]
 
@@ -53,7 +53,8 @@ class MediaProbe:
 
     def _lead(self) -> None:
         self._leader = leader = object()
-        threading.Thread(target=self._serve, args=(leader,), name="patrol", daemon=True).start()
+        if not start_thread(self._serve, "patrol", leader):
+            self._leader = None  # the timer asks again
         if self._timer is None:
             self._timer = self._loop.call_later(HANG_S, self._look)
 

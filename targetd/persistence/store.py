@@ -50,6 +50,7 @@ from targetd.config import (
 )
 from targetd.persistence import migrations
 from targetd.persistence.interface import UNITS, StoreError
+from targetd.system.threads import run_in_thread
 
 __all__ = ["METADATA", "Store", "StoreError"]
 
@@ -153,7 +154,7 @@ class Store:
         Raises:
             StoreError: it cannot or must not be used; the file is as it was.
         """
-        lock = await asyncio.to_thread(_prepare, path)
+        lock = await run_in_thread(_prepare, path)
         engine = _async_engine(path)
         try:
             store = cls(path, lock, engine, await engine.connect())

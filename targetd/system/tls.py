@@ -10,6 +10,8 @@ import logging
 import ssl
 from pathlib import Path
 
+from targetd.system.threads import run_in_thread
+
 __all__ = ["Certificate"]
 
 log = logging.getLogger("targetd.tls")
@@ -41,7 +43,7 @@ class Certificate:
     async def reload(self, *, always: bool = False) -> None:
         """Read the files again if they have changed, or ``always``."""
         try:
-            if await asyncio.to_thread(self._try, always):
+            if await run_in_thread(self._try, always):
                 self.context.load_cert_chain(*self.files)
                 log.info("%s is in force", self.files[0])
         except OSError as error:  # ssl.SSLError is one

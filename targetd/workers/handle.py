@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from targetd.config import ConfigError
@@ -41,6 +42,15 @@ log = logging.getLogger("targetd.workers")
 
 KILL_S = 1.0
 """How long the end of a process that was killed is waited for."""
+
+
+def _import_path() -> list[str]:
+    """PYTHONPATH of a worker: what this process was given, without what means the current directory, from
+    which a worker imports nothing (CWE-427; ``-P`` sees to the entry that ``-m`` makes). A daemon that runs
+    from a checkout by ``python -m targetd`` says where that is."""
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    home = str(Path(__file__).resolve().parents[2])
+    return [path for path in given if path.startswith("/")] + ([home] if sys.path[0] == home else [])
 
 
 class WorkerGoneError(Exception):
@@ -122,10 +132,11 @@ class WorkerHandle:
         that made it (PR_SET_PDEATHSIG, prctl(2)); that takes about a millisecond (vfork)."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+        environment["PYTHONPATH"] = os.pathsep.join(_import_path())
         with theirs:
             arguments = ["worker", str(theirs.fileno()), str(self._seats), str(os.getpid())]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "targetd", *arguments],
+                [sys.executable, "-P", "-m", "targetd", *arguments],
                 pass_fds=(theirs.fileno(), self._seats),
                 stdin=subprocess.DEVNULL,
                 env=environment,
