@@ -1,10 +1,8 @@
 """The application: what is served, and what stands before it.
 
-A request passes, from outside in: headers common to all answers, the translation of errors, the login,
-the router. So an answer of any kind has the headers, and nothing is told to who is not logged in.
-
-Further routes (metrics, events, storage) are added through ``ROUTER`` before the application starts; they
-stand behind the same login and appear in the same OpenAPI document.
+A request passes, from outside in: headers common to all answers, the audit, the translation of errors, the
+check for requests that a page of another site makes, the login, the router. So an answer of any kind has the
+headers, and nothing is told to who is not logged in.
 """
 
 import logging
@@ -19,6 +17,7 @@ from api.bodies import MAX_BODY_BYTES
 from api.errors import Handler, translate_errors
 from api.metrics import MetricsResource
 from api.openapi import Documents
+from api.origin import refuse_other_sites
 from api.resources.authcredential import AuthCredentialResource
 from api.resources.authorizedinitiator import AuthorizedInitiatorResource
 from api.resources.diagnosis import DiagnosisResource
@@ -35,13 +34,10 @@ from api.resources.targettoextent import TargetToExtentResource
 from api.routing import Router
 from targetd.interface import Engine
 
-__all__ = ["AUTHENTICATOR", "ENGINE", "ROUTER", "make_app"]
+__all__ = ["make_app"]
 
 log = logging.getLogger("api")
 
-ENGINE: Final[web.AppKey[Engine]] = web.AppKey("engine", Engine)
-AUTHENTICATOR: Final[web.AppKey[Authenticator]] = web.AppKey("authenticator", Authenticator)
-ROUTER: Final[web.AppKey[Router]] = web.AppKey("router", Router)
 
 COLLECTIONS: Final = (
     ExtentResource,
@@ -72,7 +68,7 @@ def make_app(
 
     Args:
         engine: carries out what is asked for.
-        authenticator: knows who may; it is closed with the application.
+        authenticator: knows who may.
         version: of the daemon, for the documents.
         resources: further ones, behind the same login.
 
@@ -86,13 +82,11 @@ def make_app(
             common_headers,
             audit,
             translate_errors,
+            refuse_other_sites,
             require_login(authenticator, frozenset({HEALTH_PATH})),
         ],
     )
     engine = audited(engine)
-    app[ENGINE] = engine
-    app[AUTHENTICATOR] = authenticator
-    app[ROUTER] = router
     events = EventsResource(engine)
     app.on_shutdown.append(events.close)
     every: list[Registrable] = [
@@ -110,11 +104,6 @@ def make_app(
     for resource in every:
         resource.register(router)
     app.router.add_route("*", "/{path:.*}", router.dispatch)
-
-    async def close(app: web.Application) -> None:
-        authenticator.close()
-
-    app.on_cleanup.append(close)
     return app
 
 

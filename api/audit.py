@@ -9,12 +9,13 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from aiohttp import web
 
-from api.auth import USER
+from api.auth import READING, USER
 from api.errors import Handler
+from api.schema import MASK
 from targetd.config import GLOBALS, Configuration, diff, objects, rules
 from targetd.interface import Edit, Engine
 
@@ -22,8 +23,6 @@ __all__ = ["MASK", "audit", "audited", "note"]
 
 log = logging.getLogger("audit")
 
-MASK: Final = "***"
-READING: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 
 _TRAIL: ContextVar[list[dict[str, Any]]] = ContextVar("trail")
 

@@ -1,9 +1,17 @@
 """Who is asking: HTTP Basic, against salted scrypt hashes (api-semantics §3).
 
-A hash is meant to be slow, so it is computed on a worker thread, by two at a time at most, and only once
-for callers that say the same at the same time. What has been proven is remembered for a while as a keyed
-digest, so that a client which sends its password with every request costs microseconds. An address that
-keeps guessing is told to wait before anything is computed for it; one that is remembered is not disturbed.
+A hash is meant to be slow, so it is computed on a worker thread, by a few at a time, and only once for
+callers that say the same at the same time. What has been proven is remembered for a while, for the address
+that proved it, as a keyed digest: a client which sends its password with every request costs microseconds.
+
+Guessing. A password counts as wrong from before it is hashed until it has turned out right: an address that
+sends a thousand at once has its ten, as one that sends them one by one. Then it is told to wait (429), and
+nothing is computed for it. How many hashes may wait for their turn is bounded too (503), and no address has
+more than its ten in that line.
+
+From this machine itself a password is looked at however many wrong ones came before, since whoever guesses
+there has the administrator's own address, and would lock the administrator out. There each address has a line
+of its own; after ten wrong ones it moves by one guess each ``PACE_S``, and every one gets its turn, in order.
 
 Passwords are never kept, logged or put into an error.
 """
@@ -19,16 +27,23 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakValueDictionary
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from api.errors import ForbiddenError, Handler, TooManyFailuresError, UnauthorizedError
+from api.errors import (
+    BusyError,
+    ForbiddenError,
+    Handler,
+    TooManyFailuresError,
+    UnauthorizedError,
+)
+from targetd.system.threads import ThreadLimit
 
-__all__ = ["USER", "Account", "Authenticator", "hash_password", "require_login", "verify_password"]
+__all__ = ["READING", "USER", "Account", "Authenticator", "hash_password", "require_login", "verify_password"]
 
 log = logging.getLogger("api.auth")
 
@@ -44,6 +59,12 @@ FAILURES: Final = 10
 WINDOW_S: Final = 60.0
 ADDRESSES: Final = 4096
 """Addresses whose failures are counted; beyond that the oldest is forgotten."""
+AT_ONCE: Final = 2
+"""Hashes that are computed at a time for everybody who is not on this machine."""
+WAITING: Final = 64
+"""Hashes that may wait for that; a second or two."""
+PACE_S: Final = 0.05
+"""Between two guesses from this machine, once it has made ``FAILURES`` wrong ones within the window."""
 HEADER_BYTES: Final = 1024
 """A user name and a password are shorter."""
 
@@ -57,6 +78,9 @@ class Account:
     """From ``hash_password``."""
     read_only: bool = False
 
+
+READING: Final = frozenset(("GET", "HEAD", "OPTIONS"))
+"""Methods that change nothing."""
 
 USER: Final[web.RequestKey[Account]] = web.RequestKey("user", Account)
 """Set on every request that has passed the login."""
@@ -118,8 +142,12 @@ class Authenticator:
         # a user who does not exist costs as much as one who does; no password has this hash
         self._nobody = _join(secrets.token_bytes(16), secrets.token_bytes(64))
         self._failures: OrderedDict[str, list[float]] = OrderedDict()
-        self._checks: dict[bytes, asyncio.Task[bool]] = {}
-        self._workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="api-login")
+        """Address → when each of its guesses was made: the wrong ones, and those that are being checked."""
+        self._checks: dict[bytes, tuple[asyncio.Task[bool], list[Callable[[], bool]]]] = {}
+        """What is being checked, and for each who waits for it whether he still does."""
+        self._line = ThreadLimit(AT_ONCE, WAITING)
+        self._local_line = ThreadLimit(1, 1 << 24)  # one of each address of loopback
+        self._local_turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.replace_accounts(accounts)
 
     def replace_accounts(self, accounts: Mapping[str, Account]) -> None:
@@ -127,79 +155,140 @@ class Authenticator:
         self._accounts = dict(accounts)
         self._proven: OrderedDict[bytes, tuple[float, Account]] = OrderedDict()
 
-    def close(self) -> None:
-        """Let the worker threads go."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
-
-    async def login(self, header: str | None, address: str) -> Account:
+    async def login(
+        self, header: str | None, address: str, waits: Callable[[], bool] = lambda: True
+    ) -> Account:
         """The account behind an ``Authorization`` header.
 
         Args:
             header: as sent; the scheme in any case, blanks and line ends within the token allowed
                 (Perl's encoder breaks it into lines).
             address: of the peer, for the count of failures.
+            waits: whether the caller is still there; a hash is computed for nobody else.
 
         Raises:
             UnauthorizedError: no header, or a wrong one.
             TooManyFailuresError: the address has to wait.
+            BusyError: too many others are being checked.
         """
         pair = _credentials(header)
         if pair is None:
             raise UnauthorizedError
         name, password = pair
-        digest = hashlib.blake2b(
-            b"%d:%b%b"
-            % (len(name), name.encode(errors="surrogateescape"), password.encode(errors="surrogateescape")),
-            key=self._key,
-        ).digest()
-        now = self._now()
-        proven = self._proven.get(digest)
-        if proven is not None and now < proven[0]:
-            return proven[1]
         address = _network(address)
-        self._refuse_guessers(address, now)
+        digest = self._digest(address, name, password)
+        proven = self._proven.get(digest)
+        if proven is not None and self._now() < proven[0]:
+            return proven[1]
         account = self._accounts.get(name)
-        right = await self._check(digest, password, account.password_hash if account else self._nobody)
+        right = await self._check(digest, address, name, password, account, waits)
         if account is None or not right or self._accounts.get(name) is not account:
-            self._failed(address, name)
             raise UnauthorizedError
-        self._proven[digest] = (now + REMEMBER_S, account)
+        self._proven[digest] = (self._now() + REMEMBER_S, account)
         self._proven.move_to_end(digest)
         if len(self._proven) > REMEMBERED:
             self._proven.popitem(last=False)
         return account
 
-    async def _check(self, digest: bytes, password: str, password_hash: str) -> bool:
-        """``verify_password`` on a worker, once for all who wait for the same answer."""
-        check = self._checks.get(digest)
+    def _digest(self, *parts: str) -> bytes:
+        """A keyed digest of texts, with their lengths: no two lists of texts have the same."""
+        digest = hashlib.blake2b(key=self._key)
+        for part in parts:
+            raw = part.encode(errors="surrogateescape")
+            digest.update(b"%d:%b" % (len(raw), raw))
+        return digest.digest()
+
+    async def _check(
+        self,
+        digest: bytes,
+        address: str,
+        name: str,
+        password: str,
+        account: Account | None,
+        waits: Callable[[], bool],
+    ) -> bool:
+        """Whether the password is right, found out once for all who wait for the same answer."""
+        check, waiting = self._checks.get(digest, (None, []))
+        waiting.append(waits)
         if check is None:
-            loop = asyncio.get_running_loop()
+            local = _is_local(address)
+            late = self._recent(address) >= FAILURES
+            if not local:
+                self._refuse_guessers(address)
+                try:
+                    self._line.enter()
+                except OverflowError:
+                    raise BusyError("Too many logins are being checked; try again in a moment.") from None
+            charge = self._charge(address)
+            password_hash = account.password_hash if account else self._nobody
 
             async def run() -> bool:
+                right = False
                 try:
-                    return await loop.run_in_executor(self._workers, verify_password, password, password_hash)
+                    if local:
+                        right = await self._check_local(address, late, password, password_hash, waiting)
+                        if late and not right:
+                            self._refuse_guessers(address)
+                    else:
+                        right = await self._line.run(verify_password, password, password_hash)
+                    return right  # a user who is not there has a hash that no password has
                 finally:
                     del self._checks[digest]
+                    self._settle(address, name, charge, right)
 
-            check = self._checks[digest] = loop.create_task(run())
+            check = asyncio.get_running_loop().create_task(run())
+            self._checks[digest] = check, waiting
         # a caller that goes away must not take the answer of the others along
         return await asyncio.shield(check)
 
-    def _refuse_guessers(self, address: str, now: float) -> None:
-        failures = self._failures.get(address)
-        if not failures:
-            return
-        failures[:] = [at for at in failures if now - at < WINDOW_S]
-        if len(failures) >= FAILURES:
-            raise TooManyFailuresError(int(WINDOW_S - (now - failures[0])) + 1)
+    async def _check_local(
+        self, address: str, late: bool, password: str, password_hash: str, waiting: list[Callable[[], bool]]
+    ) -> bool:
+        """In the line of those on this machine: first come, first served, and nobody is sent away. Who has
+        gone meanwhile takes no time, so what is in it is bounded by the connections that one address may
+        have (``api.server``)."""
+        turn = self._local_turns.get(address)
+        if turn is None:
+            turn = self._local_turns[address] = asyncio.Lock()
+        async with turn:
+            if not any(waits() for waits in waiting):
+                return False
+            if late:
+                await asyncio.sleep(PACE_S)
+            self._local_line.enter()
+            return await self._local_line.run(verify_password, password, password_hash)
 
-    def _failed(self, address: str, name: str) -> None:
-        failures = self._failures.setdefault(address, [])
-        failures.append(self._now())
+    def _recent(self, address: str) -> int:
+        """How many guesses of an address count now."""
+        guesses = self._failures.get(address)
+        if not guesses:
+            return 0
+        now = self._now()
+        guesses[:] = [at for at in guesses if now - at < WINDOW_S]
+        return len(guesses)
+
+    def _refuse_guessers(self, address: str) -> None:
+        if self._recent(address) >= FAILURES:
+            raise TooManyFailuresError(int(WINDOW_S - (self._now() - self._failures[address][0])) + 1)
+
+    def _charge(self, address: str) -> float:
+        """Count a guess before anything is computed for it."""
+        at = self._now()
+        self._failures.setdefault(address, []).append(at)
         self._failures.move_to_end(address)
         if len(self._failures) > ADDRESSES:
             self._failures.popitem(last=False)
-        log.warning("login of API user %.64r from %s refused (%d in a row)", name, address, len(failures))
+        return at
+
+    def _settle(self, address: str, name: str, charge: float, right: bool) -> None:
+        """It turned out right: not a guess. Else it stays counted, and is told."""
+        guesses = self._failures.get(address, [])
+        if not right and (len(guesses) <= FAILURES or not len(guesses) % 100):
+            log.warning("login of API user %.64r from %s refused (%d in a row)", name, address, len(guesses))
+        if right and charge in guesses:
+            guesses.remove(charge)
+        if not guesses:
+            self._failures.pop(address, None)
 
 
 def _credentials(header: str | None) -> tuple[str, str] | None:
@@ -232,6 +321,11 @@ def _network(address: str) -> str:
     return str(ip.ipv4_mapped or ipaddress.ip_network((int(ip) >> 64 << 64, 64)))
 
 
+def _is_local(network: str) -> bool:
+    """Whether it is this machine: what is let through to loopback has come from here."""
+    return network == "::/64" or network.startswith("127.")
+
+
 def require_login(authenticator: Authenticator, public: frozenset[str]) -> Middleware:
     """The middleware: nothing but ``public`` paths without a login, no writes by a read-only user.
 
@@ -243,10 +337,14 @@ def require_login(authenticator: Authenticator, public: frozenset[str]) -> Middl
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path in public:
             return await handler(request)
-        account = await authenticator.login(request.headers.get("Authorization"), request.remote or "")
-        if account.read_only and request.method not in ("GET", "HEAD", "OPTIONS"):
+
+        def waits() -> bool:
+            return request.transport is not None and not request.transport.is_closing()
+
+        account = await authenticator.login(request.headers.get("Authorization"), request.remote or "", waits)
+        request[USER] = account  # before anything is refused: the audit tells who was
+        if account.read_only and request.method not in READING:
             raise ForbiddenError("This user may only read.")
-        request[USER] = account
         return await handler(request)
 
     return middleware

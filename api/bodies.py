@@ -10,7 +10,18 @@ from aiohttp import web
 
 from api.errors import BadRequestError, UnsupportedFormatError
 
-__all__ = ["DEFAULT_LIMIT", "MAX_BODY_BYTES", "content_range", "filters", "page", "read_object", "sorting"]
+__all__ = [
+    "DEFAULT_LIMIT",
+    "JSON_TYPES",
+    "MAX_BODY_BYTES",
+    "content_range",
+    "content_type",
+    "filters",
+    "matches",
+    "page",
+    "read_object",
+    "sorting",
+]
 
 MAX_BODY_BYTES: Final = 1 << 20
 """The largest valid body is a list of addresses, some tens of KiB."""
@@ -58,6 +69,15 @@ def _charset(name: str) -> str:
     return known
 
 
+JSON_TYPES: Final = frozenset(("application/json", "text/json", "application/x-json"))
+"""What a body may say that it is."""
+
+
+def content_type(request: web.Request) -> str:
+    """What the body says that it is, without parameters, in lower case; empty if it does not say."""
+    return request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
 async def read_object(request: web.Request) -> dict[str, Any]:
     """The JSON object in a request's body. A missing Content-Type counts as JSON.
 
@@ -65,9 +85,8 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         BadRequestError: it is no JSON, or no object.
         UnsupportedFormatError: it says that it is something else.
     """
-    declared = request.headers.get("Content-Type", "")
-    kind = declared.partition(";")[0].strip().lower()
-    if kind not in ("", "application/json", "text/json", "application/x-json"):
+    kind = content_type(request)
+    if kind and kind not in JSON_TYPES:
         raise UnsupportedFormatError(
             f"The format indicated '{kind[:80]}' had no available deserialization method; use JSON."
         )

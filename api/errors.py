@@ -6,6 +6,7 @@
     ForbiddenError          403  {"error": "text"}            a read-only user writes
     NotFoundError           404  empty                        clients tell "gone" by a body that is no JSON
     MethodNotAllowedError   405  empty, Allow
+    BusyError           503  {"error": "text"}, Retry-After
     TooManyFailuresError    429  {"error": "text"}, Retry-After
     anything else      500  {"error_message": "text"}    a bug: logged with traceback, told nothing of it
 
@@ -21,6 +22,7 @@ from aiohttp import web
 
 __all__ = [
     "BadRequestError",
+    "BusyError",
     "FieldsError",
     "ForbiddenError",
     "MethodNotAllowedError",
@@ -137,6 +139,15 @@ class TooManyFailuresError(BadRequestError):
 
     def headers(self) -> dict[str, str]:
         return {"Retry-After": str(self.retry_after_s)}
+
+
+class BusyError(BadRequestError):
+    """Too many want the same at once; in a moment they do not."""
+
+    status = 503
+
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": "1"}
 
 
 def answer(status: int, body: Any = None, headers: Mapping[str, str] | None = None) -> web.Response:

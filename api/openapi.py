@@ -56,6 +56,13 @@ _PARAMETERS: Final[dict[str, Any]] = {
         "description": "Objects to leave out at the start.",
         "schema": {**_NUMBER_QUERY, "default": 0},
     },
+    "secrets": {
+        "name": "secrets",
+        "in": "query",
+        "description": "`masked`: secrets are shown as `***`, and a PUT takes that for unchanged. "
+        "Read-only users never get them in clear.",
+        "schema": {"type": "string", "enum": ["shown", "masked"], "default": "shown"},
+    },
     "initiator": {
         "name": "initiator",
         "in": "query",

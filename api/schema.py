@@ -29,10 +29,14 @@ from targetd.config import (
     rules,
 )
 
-__all__ = ["ABSENT", "ALL", "Column", "Declaration", "Field", "as_nullable", "coerce"]
+__all__ = ["ABSENT", "ALL", "MASK", "Column", "Declaration", "Field", "as_nullable", "coerce"]
 
 ALL: Final = "__all__"
 """The key of a message that concerns no single field."""
+
+
+MASK = "***"
+"""What stands for a secret that is not told."""
 
 
 class _Absent:
@@ -100,7 +104,7 @@ class Column:
 
     @property
     def secret(self) -> bool:
-        """Shown to the owner of the API, kept out of logs and tables."""
+        """Shown to users who may write, as the FreeNAS API does; kept out of logs and tables."""
         return self.rule.secret
 
     def read(self, value: object) -> Any:
@@ -218,7 +222,7 @@ class Declaration:
 
         null is "not supplied": a create takes the default; an update clears the field if it may be empty
         (api-semantics §2). What the body does not mention is in neither result, except that a create
-        without a required field is wrong.
+        without a required field is wrong. A secret as ``mask`` shows it is not mentioned either.
         """
         values: dict[str, Any] = {}
         errors: dict[str, list[str]] = {}
@@ -227,6 +231,10 @@ class Declaration:
             if raw is ABSENT:
                 if creating and column.required:
                     errors[column.wire] = [REQUIRED]
+                continue
+            if column.secret and raw == MASK:  # as it was shown: nothing was said about it
+                if creating:
+                    errors[column.wire] = [f"{MASK} stands for a secret that is not shown; give the secret."]
                 continue
             if isinstance(raw, str):
                 raw = raw.strip()
@@ -254,6 +262,13 @@ class Declaration:
         body: dict[str, Any] = {"id": record.id}
         for name, attribute in self._outputs:
             body[name] = told[attribute] if attribute in told else getattr(record, attribute)
+        return body
+
+    def mask(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The body with ``MASK`` for its secrets; one that is not set stays empty."""
+        for column in self.columns:
+            if column.secret and body.get(column.wire):
+                body[column.wire] = MASK
         return body
 
     def wire_errors(self, problems: Iterable[Problem]) -> dict[str, list[str]]:

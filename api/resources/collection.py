@@ -15,8 +15,9 @@ from typing import Any, ClassVar, cast
 
 from aiohttp import web
 
+from api.auth import USER
 from api.bodies import content_range, filters, matches, page, read_object, sorting
-from api.errors import FieldsError, NotFoundError, answer
+from api.errors import BadRequestError, FieldsError, NotFoundError, answer
 from api.routing import Operation, Router
 from api.schema import Declaration, coerce
 from targetd.config import (
@@ -39,6 +40,7 @@ __all__ = ["PREFIX", "CollectionResource", "Draft"]
 
 PREFIX = "/api/v1.0/"
 LIST_PARAMETERS = ("limit", "offset")
+SECRETS_PARAMETERS = ("secrets",)
 
 
 @dataclass(slots=True)
@@ -67,20 +69,29 @@ class CollectionResource:
         self.engine = engine
         self.collection = cast(Collection, self.declaration.collection)
         self.path = f"{PREFIX}services/iscsi/{self.name}/"
+        self.has_secrets = any(column.secret for column in self.declaration.columns)
 
     def register(self, router: Router) -> None:
         """Add the two places: the collection and one object."""
         title = self.declaration.title
+        secrets = SECRETS_PARAMETERS if self.has_secrets else ()
         failures: dict[int, str | None] = {400: "Error", 401: None}
         router.add(
             self.name,
             self.path,
             {
                 "GET": Operation(
-                    self.get_list, "List.", {200: f"{title}[]", **failures}, parameters=LIST_PARAMETERS
+                    self.get_list,
+                    "List.",
+                    {200: f"{title}[]", **failures},
+                    parameters=LIST_PARAMETERS + secrets,
                 ),
                 "POST": Operation(
-                    self.post, "Create.", {201: title, **failures, 409: "FieldErrors"}, f"{title}Create"
+                    self.post,
+                    "Create.",
+                    {201: title, **failures, 409: "FieldErrors"},
+                    f"{title}Create",
+                    secrets,
                 ),
             },
         )
@@ -89,9 +100,9 @@ class CollectionResource:
             self.name,
             f"{self.path}{{id}}/",
             {
-                "GET": Operation(self.detail, "Show.", {200: title, 401: None, 404: None}),
-                "PUT": Operation(self.put, "Change what the body names.", changed, f"{title}Update"),
-                "PATCH": Operation(self.put, "The same as PUT.", changed, f"{title}Update"),
+                "GET": Operation(self.detail, "Show.", {200: title, **failures, 404: None}, None, secrets),
+                "PUT": Operation(self.put, "Change what the body names.", changed, f"{title}Update", secrets),
+                "PATCH": Operation(self.put, "The same as PUT.", changed, f"{title}Update", secrets),
                 "DELETE": self.delete_operation(),
             },
         )
@@ -146,7 +157,11 @@ class CollectionResource:
         """GET of the collection."""
         config = self.engine.configuration
         records = self.listing(config)
-        known = self._is_field
+        masked = self.masks_secrets(request)
+
+        def known(name: str) -> bool:
+            return self._is_field(name, secrets=not masked)
+
         wanted, order = filters(request, known), sorting(request, known)
         if wanted or order:
             bodies = await self.bodies(config, records)
@@ -161,11 +176,35 @@ class CollectionResource:
             offset, chosen = page(request, records)
             shown = await self.bodies(config, chosen)
             total = len(records)
+        if masked:
+            shown = [self.declaration.mask(body) for body in shown]
         return answer(200, list(shown), content_range(offset, len(shown), total))
 
-    def _is_field(self, name: str) -> bool:
+    def _is_field(self, name: str, *, secrets: bool) -> bool:
+        """Whether a list may be filtered and sorted by it: both tell what is in a field."""
         column = self.declaration.by_wire.get(name)
-        return name == "id" or (column is not None and not column.write_only)
+        if column is None:
+            return name == "id"
+        return not column.write_only and (secrets or not column.secret)
+
+    def masks_secrets(self, request: web.Request) -> bool:
+        """Whether the answer shows ``MASK`` for secrets: always to read-only users, who could log in to
+        targets with them and write; to others if they ask for it by ``?secrets=masked``.
+
+        Raises:
+            BadRequestError: it asks for something else.
+        """
+        if not self.has_secrets:
+            return False
+        wanted = request.query.get("secrets", "shown")
+        if wanted not in ("shown", "masked"):
+            raise BadRequestError(f"Invalid secrets '{wanted[:40]}' provided. Use 'shown' or 'masked'.")
+        return wanted == "masked" or request[USER].read_only
+
+    async def told(self, config: Configuration, record: Any, masked: bool) -> dict[str, Any]:
+        """The body of one object as a request may see it."""
+        body = await self.body(config, record)
+        return self.declaration.mask(body) if masked else body
 
     def find(self, config: Configuration, id: int) -> Any:
         """The object.
@@ -181,7 +220,7 @@ class CollectionResource:
     async def detail(self, request: web.Request, id: int) -> web.StreamResponse:
         """GET of one object."""
         config = self.engine.configuration
-        return answer(200, await self.body(config, self.find(config, id)))
+        return answer(200, await self.told(config, self.find(config, id), self.masks_secrets(request)))
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -224,15 +263,17 @@ class CollectionResource:
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """POST to the collection: create."""
+        masked = self.masks_secrets(request)  # a wrong word is told before anything is done
         config, record = await self.write(None, await read_object(request))
         location = f"{request.scheme}://{request.host}{self.path}{record.id}/"
-        return answer(201, await self.body(config, record), {"Location": location})
+        return answer(201, await self.told(config, record, masked), {"Location": location})
 
     async def put(self, request: web.Request, id: int) -> web.StreamResponse:
         """PUT or PATCH of one object: change what the body names."""
         self.find(self.engine.configuration, id)
+        masked = self.masks_secrets(request)
         config, record = await self.write(id, await read_object(request))
-        return answer(202, await self.body(config, record))
+        return answer(202, await self.told(config, record, masked))
 
     async def delete(self, request: web.Request, id: int) -> web.StreamResponse:
         """DELETE of one object."""

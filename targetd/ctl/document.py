@@ -75,8 +75,8 @@ def _named(column: Column, value: Any, ids: Ids) -> Any:
 def _show(resource: Resource, shown: Mapping[str, Any], ids: Ids, secrets: bool) -> dict[str, Any]:
     values = {}
     for column in resource.own:
-        if column.secret and not secrets:
-            continue
+        if column.secret and (not secrets or shown[column.wire] == MASK):
+            continue  # a read-only user is not told either; an import leaves what the document leaves out
         value = _named(column, shown[column.wire], ids)
         # TOML has no null. The empty text means it here as it does in the API.
         values[field_name(column)] = "" if value is None else value

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from api.schema import Column
+from api.schema import MASK, Column
 from targetd.ctl.resources import Resource, field_name
 from targetd.system.logs import clean
 
@@ -25,7 +25,6 @@ __all__ = [
     "table",
 ]
 
-MASK = "***"
 UNBOUNDED = 10_000
 """Columns of a page that is no terminal: lines there are for programs and are not broken."""
 

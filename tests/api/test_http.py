@@ -458,7 +458,6 @@ async def test_an_address_that_guesses_has_to_wait_and_others_do_not(root: Accou
     clock.now += 61
     with pytest.raises(UnauthorizedError):
         await authenticator.login(wrong, "192.0.2.1")
-    authenticator.close()
 
 
 async def test_too_many_failures_are_429_on_the_wire(api: Api) -> None:
@@ -474,7 +473,6 @@ async def test_a_changed_password_counts_at_once(root: Account) -> None:
     with pytest.raises(UnauthorizedError):
         await authenticator.login(basic("root", PASSWORD), "::1")
     assert (await authenticator.login(basic("root", "new"), "::1")).name == "root"
-    authenticator.close()
 
 
 async def test_a_password_is_hashed_once_and_then_known(
@@ -494,7 +492,6 @@ async def test_a_password_is_hashed_once_and_then_known(
     for _ in range(1000):
         await authenticator.login(header, "::1")
     assert hashed == [PASSWORD]
-    authenticator.close()
 
 
 # -- What goes wrong inside ----------------------------------------------------------------------------
