@@ -5,6 +5,7 @@ came in on and the address of the peer. Everything it answers is plain data take
 the configuration; it never waits.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -86,6 +87,36 @@ class TargetRecord:
     """(``host:port`` with v6 hosts in brackets, target portal group tag)."""
 
 
+class TargetList:
+    """Target records that are made, and written as text, when they are first asked for, and then kept."""
+
+    __slots__ = ("_records", "_texts")
+
+    def __init__(self, records: Iterable[TargetRecord]) -> None:
+        self._records = iter(records)
+        self._texts: list[bytes] = []
+
+    def text(self, number: int) -> bytes:
+        """Of the record with this number, from 0: TargetName and TargetAddress, each with its NUL; empty:
+        there are not so many. They are asked for in order."""
+        while number >= len(self._texts):
+            record = next(self._records, None)
+            if record is None:
+                return b""
+            lines = [f"TargetName={record.name}\0"]
+            lines += [f"TargetAddress={address},{tag}\0" for address, tag in record.addresses]
+            self._texts.append("".join(lines).encode())
+        return self._texts[number]
+
+    @property
+    def made(self) -> int:
+        """How many were made so far."""
+        return len(self._texts)
+
+    def __bool__(self) -> bool:
+        return bool(self.text(0))
+
+
 class Authorizer(Protocol):
     """Who may log in here. One per connection."""
 
@@ -95,7 +126,7 @@ class Authorizer(Protocol):
     def target(self, initiator_name: str, target_name: str) -> Grant | Refusal:
         """May this initiator log in to this target through this portal?"""
 
-    def send_targets(self, initiator_name: str, target_name: str | None) -> list[TargetRecord]:
+    def send_targets(self, initiator_name: str, target_name: str | None) -> TargetList:
         """The targets this initiator may see through this portal; all, or only the one named."""
 
 

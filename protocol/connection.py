@@ -13,7 +13,7 @@ touch a socket or a medium. Its owner carries between it and the world::
 Views in events and in ``Task.data_out`` are borrowed until the next ``receive_data``; ``Task.hold`` copies.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from struct import Struct
 from typing import Any
@@ -70,6 +70,7 @@ from protocol.limits import (
 from protocol.login import LoginMachine, LoginReply, LoginResult
 from protocol.management import execute
 from protocol.negotiation import ConnectionKeys
+from protocol.paced import PIECE, Paced, pdus_of
 from protocol.recovery import Recovery
 from protocol.scsi.request import Buffer, Outcome
 from protocol.session import DeferredPdu, Session, SessionTable
@@ -128,6 +129,7 @@ class Connection:
         "now",
         "out",
         "owner",
+        "paced",
         "phase",
         "recovery",
         "send_limit",
@@ -171,7 +173,9 @@ class Connection:
         self.stat_sn = 1
         self.phase = Phase.LOGIN
         self.events: list[object] = []
-        self.out: list[Buffer] = []
+        self.out: list[Buffer | Paced] = []
+        self.paced = 0
+        """Replies in ``out`` that are made in pieces."""
         self.closing = ""
         """Why the connection is to be closed once ``out`` is sent; empty while it lives."""
         self.closing_since = 0.0
@@ -222,6 +226,19 @@ class Connection:
         except ProtocolViolation as violation:
             self._violated(violation)
 
+    @property
+    def unread(self) -> bool:
+        """Bytes were received and have not been looked at, as ``framer.pause`` has said so."""
+        return self.framer.unread is not None
+
+    def go_on(self, now: float) -> None:
+        """Look at what is ``unread``; nothing more may be received before that is done."""
+        self.now = now
+        try:
+            self.framer.go_on()
+        except ProtocolViolation as violation:
+            self._violated(violation)
+
     def was_alone(self, view: memoryview) -> bool:
         """Whether the initiator had nothing else under way when it sent the PDU at the start of ``view``,
         which was answered since: its ExpStatSN (RFC 7143 §11.3) is the StatSN of that answer."""
@@ -234,12 +251,33 @@ class Connection:
         return events
 
     def data_to_send(self) -> list[Buffer]:
-        """What to write now, in order; the caller owns the list."""
+        """What to write now, in order; the caller owns the list. As long as ``paced`` there is more."""
         out, self.out = self.out, []
-        self._text_queued = 0
-        if self.recovery is not None:
-            self.recovery.resent = 0
-        return out
+        if self.paced:
+            out = self._next_piece(out)
+        if not self.paced:
+            self._text_queued = 0
+            if self.recovery is not None:
+                self.recovery.resent = 0
+        return out  # type: ignore[return-value]  # nothing paced is left in it
+
+    def _next_piece(self, out: list[Buffer | Paced]) -> list[Buffer | Paced]:
+        """What stands before replies that are made in pieces, and their next ``PIECE`` PDUs."""
+        made: list[Buffer | Paced] = []
+        left = PIECE
+        for index, item in enumerate(out):
+            if not isinstance(item, Paced):
+                made.append(item)
+                continue
+            pdus = item.take(left) if left else []
+            left -= len(pdus)
+            for header, data in pdus:
+                self._put(made, header, data)
+            if not item.done:
+                self.out = out[index:] + self.out
+                return made
+            self.paced -= 1
+        return made
 
     def lost(self, reason: str) -> None:
         """The TCP connection is gone."""
@@ -463,7 +501,18 @@ class Connection:
 
     def send(self, header: bytes, data: Buffer = b"") -> None:
         """Queue one PDU; ``header`` has the lengths already."""
-        out = self.out
+        self._put(self.out, header, data)
+
+    def send_paced(self, pdus: Iterator[tuple[bytes, Buffer]], count: int, size: int) -> None:
+        """Queue ``count`` PDUs with ``size`` bytes of data; many of them are made as they are sent."""
+        if count <= PIECE:
+            for header, data in pdus:
+                self.send(header, data)
+        else:
+            self.out.append(Paced(pdus, size + 48 * count))
+            self.paced += 1
+
+    def _put(self, out: list[Buffer | Paced], header: bytes, data: Buffer) -> None:
         out.append(header)
         if self.phase != Phase.LOGIN and self.framer.header_digest:
             out.append(digest(header))
@@ -711,33 +760,28 @@ class Connection:
         session = self.session
         assert session is not None
         size = len(data)
-        limit = self.send_limit
-        burst_limit = session.keys.max_burst_length
-        at = 0
-        in_burst = 0
-        view = data if size <= limit else memoryview(data)
-        while True:
-            length = min(size - at, limit, burst_limit - in_burst)
-            in_burst += length
-            end = at + length
-            last = end == size
-            bits = 0x80 if last or in_burst == burst_limit else 0
-            if in_burst == burst_limit:
-                in_burst = 0
-            stat_sn = 0
-            if last and collapse:
+        if size <= self.send_limit and size <= session.keys.max_burst_length:
+            bits, stat_sn = 0x80, 0
+            if collapse:
                 bits |= 0x01 | flags
-                stat_sn = self.stat_sn
-                self.stat_sn = (stat_sn + 1) & _MASK
+                stat_sn = self.status_number()
             header = _DATA_IN(
-                0x25, bits, 0, length, _NO_LUN, task.initiator_task_tag, RESERVED_TAG, stat_sn,
-                session.exp_cmd_sn, session.max_cmd_sn, task.data_sn, at, residual if last else 0,
+                0x25, bits, 0, size, _NO_LUN, task.initiator_task_tag, RESERVED_TAG, stat_sn,
+                session.exp_cmd_sn, session.max_cmd_sn, task.data_sn, 0, residual,
             )  # fmt: skip
             task.data_sn += 1
-            self.send(header, view[at:end] if length != size else view)
-            if last:
-                return
-            at = end
+            self.send(header, data)
+            return
+        limit, burst = self.send_limit, session.keys.max_burst_length
+        count = pdus_of(size, limit, burst)
+        last = 0x80, 0, 0
+        if collapse:
+            last = 0x81 | flags, self.status_number(), residual
+        pdus = _data_in_pdus(
+            memoryview(data), limit, burst, task.initiator_task_tag, self._window(), task.data_sn, last
+        )
+        task.data_sn += count
+        self.send_paced(pdus, count, size)
 
     # -- the rest of full feature phase -------------------------------------------------------
 
@@ -907,6 +951,39 @@ _PHASES: dict[Phase, tuple[str, dict[int, str]]] = {
     Phase.LOGGED_OUT: ("_ignore", {}),
 }
 """Phase → (handler of everything else, opcode → handler)."""
+
+
+def _data_in_pdus(
+    data: memoryview,
+    limit: int,
+    burst: int,
+    tag: int,
+    window: tuple[int, int],
+    data_sn: int,
+    last: tuple[int, int, int],
+) -> Iterator[tuple[bytes, Buffer]]:
+    """Data-In PDUs of at most ``limit`` bytes, in sequences of ``burst`` bytes (RFC 7143 §11.7).
+
+    Args:
+        window: ExpCmdSN and MaxCmdSN.
+        last: flags, StatSN and residual count of the last of them.
+    """
+    size = len(data)
+    at = in_burst = 0
+    while at < size:
+        length = min(size - at, limit, burst - in_burst)
+        in_burst += length
+        bits, stat_sn, residual = (0x80 if in_burst == burst else 0), 0, 0
+        if in_burst == burst:
+            in_burst = 0
+        if at + length == size:
+            bits, stat_sn, residual = last
+        header = _DATA_IN(
+            0x25, bits, 0, length, _NO_LUN, tag, RESERVED_TAG, stat_sn, *window, data_sn, at, residual
+        )
+        yield header, data[at : at + length]
+        data_sn += 1
+        at += length
 
 
 def _cut(data: Buffer, length: int) -> Buffer:

@@ -36,6 +36,7 @@ __all__ = [
     "MAX_PLAIN_READ",
     "MAX_PLAIN_REPLIES",
     "MAX_TEXT",
+    "MAX_TEXT_PIECE",
     "MAX_TEXT_QUEUED",
     "MAX_TSIH",
     "MAX_VALUE",
@@ -82,12 +83,16 @@ MAX_VALUE = 255
 MAX_LONG_VALUE = 8192
 """Bytes of values that may be long, as binary ones. No login data segment is longer."""
 
-MAX_TEXT = 65536
-"""Bytes of one Text Request's text over all its PDUs. There is nothing to ask that takes more than a line."""
+MAX_TEXT = 8192
+"""Bytes of one Text Request's text over all its PDUs, which take a ms to read. There is nothing
+to ask that takes more than a line."""
 
 MAX_TEXT_QUEUED = 1 << 20
 """Bytes of text answers in one ``data_to_send``. A request of 64 bytes can ask for the names of thousands
 of targets, and one turn brings thousands of requests."""
+
+MAX_TEXT_PIECE = 65536
+"""Bytes of text in one Text Response, whatever the initiator takes: some 600 targets, a few ms of work."""
 
 # -- PDUs and tasks ------------------------------------------------------------------------------------
 

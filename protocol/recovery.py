@@ -22,7 +22,7 @@ entry is found at once however many went before it.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from protocol.bhs import FINAL, DataIn, ScsiResponse, SnackRequest
 from protocol.enums import RESERVED_TAG, Opcode, RejectReason, SnackType
 from protocol.framer import Handler
 from protocol.limits import KEPT_COST, MAX_KEPT
+from protocol.paced import pdus_of
 from protocol.scsi.request import Buffer, Outcome
 
 if TYPE_CHECKING:
@@ -50,10 +51,20 @@ _TAG_AT, _STAT_SN_AT, _EXP_STAT_SN_AT, _WINDOW_AT, _WINDOW_END, _SN_AT = 16, 24,
 """Bytes where every header has these fields, if it has them (RFC 7143 §11)."""
 
 
+class _Rest:
+    """The end of a command's data, and where in it that begins."""
+
+    __slots__ = ("data", "offset")
+
+    def __init__(self, data: memoryview, offset: int) -> None:
+        self.data = data
+        self.offset = offset
+
+
 class Sent:
     """The Data-In and R2T of one command, as far as they may be asked for again."""
 
-    __slots__ = ("acknowledged", "asks", "forgotten", "lun", "next_sn", "pdus", "stat_sn", "tag")
+    __slots__ = ("acknowledged", "asks", "forgotten", "lun", "next_sn", "pdus", "rest", "stat_sn", "tag")
 
     def __init__(self, tag: int, lun: bytes) -> None:
         self.tag = tag
@@ -62,6 +73,8 @@ class Sent:
         self.pdus: OrderedDict[int, tuple[bytes, Buffer]] = OrderedDict()
         """DataSN or R2TSN → header and data, in order."""
         self.next_sn = 0
+        self.rest: _Rest | None = None
+        """Data that is numbered and whose PDUs are not made yet (``protocol.paced``)."""
         self.acknowledged = 0
         """Data acknowledgement reference number: the first DataSN not acknowledged (RFC 7143 §11.5.6)."""
         self.forgotten = 0
@@ -221,40 +234,58 @@ class Recovery:
 
     def _segment(self, sent: Sent, data: memoryview, offset: int) -> None:
         """Data-In PDUs from ``sent.next_sn`` on, for bytes that begin at ``offset``."""
+        limit, burst = self.connection.send_limit, self.session.keys.max_burst_length
+        count = pdus_of(len(data), limit, burst)
+        number = sent.next_sn
+        sent.next_sn += count
+        rest = sent.rest = _Rest(data, offset)
+        self.connection.send_paced(self._pdus(sent, rest, number, limit, burst), count, len(data))
+
+    def _pdus(
+        self, sent: Sent, rest: _Rest, number: int, limit: int, burst: int
+    ) -> Iterator[tuple[bytes, Buffer]]:
+        """Those PDUs. They end early where the rest is cut anew (``_resegment``)."""
         connection, session = self.connection, self.session
-        burst_length = session.keys.max_burst_length
-        at = in_burst = 0
-        while at < len(data):
-            length = min(len(data) - at, connection.send_limit, burst_length - in_burst)
-            piece = data[at : at + length]
-            at += length
+        in_burst = 0
+        while rest.data and sent.rest is rest:
+            length = min(len(rest.data), limit, burst - in_burst)
+            piece, rest.data = rest.data[:length], rest.data[length:]
             in_burst += length
             flags, tag, lun = 0, RESERVED_TAG, _NO_LUN
-            if at == len(data) or in_burst == burst_length:
+            if not rest.data or in_burst == burst:
                 flags = FINAL
                 in_burst = 0
-                if self.size > MAX_KEPT // 2:  # no more often than once a sequence (§11.7.2)
+                if (
+                    self.size > MAX_KEPT // 2 and self.sent.get(sent.tag) is sent
+                ):  # no more often than once a sequence (§11.7.2)
                     flags |= _ACKNOWLEDGE
                     tag, lun = connection.new_tag(), sent.lun
                     self.tags[tag] = sent
                     sent.asks.append(tag)
             header = _DATA_IN(
                 Opcode.SCSI_DATA_IN, flags, 0, length, lun, sent.tag, tag, 0, session.exp_cmd_sn,
-                session.max_cmd_sn, sent.next_sn, offset + at - length, 0,
+                session.max_cmd_sn, number, rest.offset, 0,
             )  # fmt: skip
-            sent.next_sn += 1
-            self._keep(sent, sent.next_sn - 1, header, piece)
-            connection.send(header, piece)
+            rest.offset += length
+            if self.sent.get(sent.tag) is sent:
+                self._keep(sent, number, header, piece)
+            number += 1
+            yield header, piece
 
-    def _again(self, header: bytes, data: Buffer) -> None:
-        """Send a copy, with the numbers of the command window as they are now (RFC 7143 §11.16)."""
+    def _again(self, pdus: Sequence[tuple[bytes, Buffer]]) -> None:
+        """Send copies, with the numbers of the command window as they are then (RFC 7143 §11.16)."""
+        size = sum(len(data) for _, data in pdus)
+        self.resent += KEPT_COST * len(pdus) + size
+        self.connection.send_paced(map(self._renewed, pdus), len(pdus), size)
+
+    def _renewed(self, pdu: tuple[bytes, Buffer]) -> tuple[bytes, Buffer]:
+        header, data = pdu
         session = self.session
         window = _WINDOW(session.exp_cmd_sn, session.max_cmd_sn)
         head = header[:_WINDOW_AT]
         if header[0] == Opcode.READY_TO_TRANSFER:
             head = header[:_STAT_SN_AT] + self.connection.stat_sn.to_bytes(4, "big")
-        self.resent += KEPT_COST + len(data)
-        self.connection.send(head + window + header[_WINDOW_END:], data)
+        return head + window + header[_WINDOW_END:], data
 
     # -- for protocol.allegiance --------------------------------------------------------------
 
@@ -329,8 +360,7 @@ class Recovery:
         answers = [answer for answer in wanted if answer is not None]
         if len(answers) < count:
             return RejectReason.SNACK_REJECT
-        for header, data in answers:
-            self._again(header, data)
+        self._again(answers)
         return None
 
     def _data_snack(self, request: SnackRequest) -> RejectReason | None:
@@ -352,8 +382,7 @@ class Recovery:
             return RejectReason.PROTOCOL_ERROR  # an R2T whose data has come: that acknowledged it
         if any(len(data) > self.connection.send_limit for _, data in pdus):
             return RejectReason.PROTOCOL_ERROR  # it must be R-Data now (§11.16.3)
-        for header, data in pdus:
-            self._again(header, data)
+        self._again(pdus)
         return None
 
     def _data_ack(self, request: SnackRequest) -> RejectReason | None:
@@ -383,7 +412,7 @@ class Recovery:
         response.snack_tag = tag
         response.exp_data_sn = sent.next_sn
         self.answers[sent.stat_sn] = response.build(), data
-        self._again(*self.answers[sent.stat_sn])
+        self._again([self.answers[sent.stat_sn]])
         return None
 
     def _resegment(self, sent: Sent) -> None:
@@ -398,8 +427,10 @@ class Recovery:
     def unacknowledged(sent: Sent, number: int) -> tuple[bytes, int]:
         """The Data-In from this DataSN on, and where in the command's data it begins."""
         kept = [(header, data) for sn, (header, data) in sent.pdus.items() if sn >= number and len(data)]
-        offset = DataIn.parse(kept[0][0]).buffer_offset if kept else 0
-        return b"".join(data for _, data in kept), offset
+        rest = sent.rest
+        offset = DataIn.parse(kept[0][0]).buffer_offset if kept else rest.offset if rest is not None else 0
+        unmade = rest.data if rest is not None else b""
+        return b"".join((*(data for _, data in kept), unmade)), offset
 
 
 _SNACKS: dict[int, Callable[[Recovery, SnackRequest], RejectReason | None]] = {

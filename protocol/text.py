@@ -11,14 +11,15 @@ aliases. We say ours when the initiator says its own, and when we asked for the 
 """
 
 import re
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from protocol.access import Authorizer, Grant
+from protocol.access import Authorizer, Grant, TargetList
 from protocol.bhs import FINAL, TextRequest
 from protocol.enums import RESERVED_TAG, RejectReason
 from protocol.errors import ProtocolViolation
-from protocol.limits import MAX_TEXT
+from protocol.limits import MAX_TEXT, MAX_TEXT_PIECE
 from protocol.negotiation import KEYS, LOGIN_KEYS, OBSOLETE, RESPONSES, ConnectionKeys
 from protocol.textkeys import TextError, build, cut, parse, read_number
 
@@ -45,6 +46,53 @@ class TextReply:
     """The exchange is over; the MaxRecvDataSegmentLengths declared in it hold behind this PDU."""
 
 
+_Answers = list[tuple[str, str] | TargetList]
+
+
+class _Unsent:
+    """An answer as far as it was not sent yet. Of a list of targets only what is sent is looked at: an
+    initiator may ask for it again and again, and read no more than its beginning."""
+
+    __slots__ = ("_answers", "_number", "_ready")
+
+    def __init__(self, answers: _Answers | None = None) -> None:
+        self._answers = deque(answers or ())
+        self._number = 0
+        """Of the record that is next, where a list is."""
+        self._ready = b""
+        self._fill(0)
+
+    def __bool__(self) -> bool:
+        return bool(self._ready)
+
+    def take(self, limit: int) -> bytes:
+        """What goes into one data segment."""
+        self._fill(limit)
+        piece, self._ready = cut(self._ready, limit)
+        self._fill(0)
+        return piece
+
+    def _fill(self, size: int) -> None:
+        """Have more than ``size`` bytes ready, or all there is."""
+        parts = [self._ready]
+        have = len(self._ready)
+        while self._answers and have <= size:
+            answer = self._answers[0]
+            if isinstance(answer, TargetList):
+                text = answer.text(self._number)
+                self._number += 1
+                if not text:
+                    self._answers.popleft()
+                    self._number = 0
+                    continue
+            else:
+                text = build([answer])
+                self._answers.popleft()
+            parts.append(text)
+            have += len(text)
+        self._ready = b"".join(parts)
+
+
 class TextExchange:
     """The text negotiation of one connection."""
 
@@ -65,7 +113,7 @@ class TextExchange:
         self._transfer_tag = RESERVED_TAG
         self._last_transfer_tag = 0
         self._gathered = bytearray()
-        self._unsent = b""
+        self._unsent = _Unsent()
         self._final = False
         """The request at hand says that the initiator has nothing more to say."""
 
@@ -110,11 +158,11 @@ class TextExchange:
         except TextError as error:
             raise _violation(RejectReason.PROTOCOL_ERROR, str(error)) from None
         self._gathered.clear()
-        self._unsent = build(self._answer(pairs))
+        self._unsent = _Unsent(self._answer(pairs))
         return self._reply()
 
     def _reply(self) -> TextReply:
-        piece, self._unsent = cut(self._unsent, self._keys.max_recv_data_segment_length_initiator)
+        piece = self._unsent.take(min(self._keys.max_recv_data_segment_length_initiator, MAX_TEXT_PIECE))
         tag = self._tag
         if self._final and not self._unsent:
             for attribute, length in self._declared.items():
@@ -130,7 +178,7 @@ class TextExchange:
     def _reset(self) -> None:
         self._tag = self._transfer_tag = RESERVED_TAG
         self._gathered.clear()
-        self._unsent = b""
+        self._unsent = _Unsent()
         self._final = False
         self._declared = {}
         self._seen = set()
@@ -139,14 +187,14 @@ class TextExchange:
 
     # -- what is said -------------------------------------------------------------------------
 
-    def _answer(self, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        answers: list[tuple[str, str]] = []
+    def _answer(self, pairs: list[tuple[str, str]]) -> "_Answers":
+        answers: _Answers = []
         for name, value in pairs:
             if name in self._seen:  # "MUST NOT" within one negotiation sequence (RFC 7143 §6.4)
                 raise _violation(RejectReason.PROTOCOL_ERROR, f"{name} is given twice")
             self._seen.add(name)
             if name == "SendTargets":
-                answers += self._send_targets(value)
+                answers.append(self._send_targets(value))
             elif name == _LENGTH:
                 self._declared[_THEIRS] = self._max_recv(value)
                 answers.append((name, self._our_length()))
@@ -195,7 +243,7 @@ class TextExchange:
             raise _violation(RejectReason.PROTOCOL_ERROR, f"{_LENGTH}={value[:40]!a}")
         return number
 
-    def _send_targets(self, value: str) -> list[tuple[str, str]]:
+    def _send_targets(self, value: str) -> TargetList:
         """RFC 7143 appendix C: ``All``, one name, or nothing for the session's own target."""
         wanted: str | None = None
         if not value:
@@ -208,11 +256,7 @@ class TextExchange:
             if not _NAME.fullmatch(value):
                 raise _violation(RejectReason.PROTOCOL_ERROR, f"SendTargets={value[:60]!a}")
             wanted = value.lower()
-        answers = []
-        for record in self._authorizer.send_targets(self._session.initiator_name, wanted):
-            answers.append(("TargetName", record.name))
-            answers += [("TargetAddress", f"{address},{tag}") for address, tag in record.addresses]
-        return answers
+        return self._authorizer.send_targets(self._session.initiator_name, wanted)
 
 
 def _violation(reason: RejectReason, message: str) -> ProtocolViolation:

@@ -30,6 +30,7 @@ __all__ = [
     "credentials_by_tag",
     "first_group",
     "full_name",
+    "groups_by_portal",
     "groups_by_target",
     "mappings_by_extent",
     "mappings_by_target",
@@ -146,6 +147,11 @@ def target_named(config: Configuration, name: str) -> Target | None:
 def groups_by_target(config: Configuration) -> Mapping[int, Sequence[TargetGroup]]:
     """Target id → its grants; a target without any is absent."""
     return REFERRING["target_groups", "target_id"].of(config)
+
+
+def groups_by_portal(config: Configuration) -> Mapping[int, Sequence[TargetGroup]]:
+    """Portal id → the grants through it; a portal without any is absent."""
+    return REFERRING["target_groups", "portal_id"].of(config)
 
 
 def mappings_by_target(config: Configuration) -> Mapping[int, Sequence[LunMapping]]:

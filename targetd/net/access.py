@@ -5,10 +5,10 @@ groups whose portal is the one the connection came in on are asked in the order 
 """
 
 import ipaddress
-from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
-from protocol.access import Credential, Grant, Offer, Refusal, TargetRecord
+from protocol.access import Credential, Grant, Offer, Refusal, TargetList
 from protocol.enums import AuthMethod, LoginStatus
 from targetd.config import (
     AuthChoice,
@@ -28,6 +28,7 @@ from targetd.config import (
     split_location,
     target_named,
 )
+from targetd.net.discovery import Lists, records
 
 __all__ = ["AccessSnapshot", "PortalAuthorizer", "Verdict", "credentials_of", "in_networks"]
 
@@ -50,8 +51,10 @@ class AccessSnapshot:
     configuration: Configuration
     handles: Mapping[int, object]
     """Target id → the owner's handle of it (``Grant.target``)."""
-    absent: Container[str] = ()
+    absent: Collection[str] = ()
     """Addresses of portals that are not listened on now; live."""
+    lists: Lists = field(default_factory=Lists, compare=False, repr=False)
+    """What SendTargets tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,27 +141,22 @@ class PortalAuthorizer:
             return Refusal(LoginStatus.SERVICE_UNAVAILABLE, "the portal was removed")
         return None
 
-    def send_targets(self, initiator_name: str, target_name: str | None) -> list[TargetRecord]:
+    def send_targets(self, initiator_name: str, target_name: str | None) -> TargetList:
         """Targets whose grants contain this portal and whose name rules allow the initiator; networks are
         not asked (§7.4 rule 3)."""
-        config = self._view().configuration
+        view = self._view()
+        config = view.configuration
+
+        def addresses(portal_id: int) -> list[tuple[str, int]]:
+            return self._addresses(config, portal_id)
+
         if target_name is None:
-            wanted: Iterable[Target | None] = config.targets.values()
-        else:
-            wanted = [target_named(config, target_name.lower())]
-        records = []
-        for target in filter(None, wanted):
-            groups = groups_by_target(config).get(target.id, ())
-            portals = [
-                group.portal_id
-                for group in groups
-                if _name_verdict(config, group.initiator_group_id, initiator_name)
-            ]
-            if self._portal_id in portals:
-                addresses = [pair for portal_id in portals for pair in self._addresses(config, portal_id)]
-                name = full_name(config.globals, target)
-                records.append(TargetRecord(name, tuple(dict.fromkeys(addresses))))
-        return records
+            way = self._local_host, frozenset(view.absent)
+            return view.lists.of(config, self._portal_id, initiator_name, way, addresses)
+        target = target_named(config, target_name.lower())
+        if target is None:
+            return TargetList(())
+        return TargetList(records(config, self._portal_id, initiator_name, addresses, [target.id]))
 
     # -- how it is decided --------------------------------------------------------------------
 
@@ -271,13 +269,6 @@ def credentials_of(config: Configuration, choice: AuthChoice, tag: int | None) -
         Credential(user.user, user.secret.encode(), user.peer_user, user.peer_secret.encode())
         for user in credentials_by_tag(config).get(tag, ())
     )
-
-
-def _name_verdict(config: Configuration, group_id: int | None, initiator_name: str) -> bool:
-    if group_id is None:
-        return True
-    entry = _matching_entry(config.initiator_groups[group_id], initiator_name)
-    return entry is not None and not entry.startswith("!")
 
 
 def _matching_entry(group: InitiatorGroup, initiator_name: str) -> str | None:

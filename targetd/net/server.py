@@ -5,8 +5,9 @@ are received, cut into PDUs, carried out as far as nothing has to wait, and answ
 no timer per connection or per PDU. What had to wait comes back through ``lanes.Completions``.
 
 The receive buffer is one for the whole process: whatever is kept beyond a wake-up is copied out of it, so
-an idle connection costs no buffer. It has the size of one turn: after so many bytes of one connection the
-others get theirs.
+an idle connection costs no buffer. A turn of a connection ends after so many bytes, or after ``TURN_S``
+(``targetd.net.loop``) in the midst of them: PDUs that were received and not looked at then, and replies of
+many PDUs that are made in pieces (``protocol.paced``), are for its next turns (``Channel.behind``).
 
 Mapped memory is handed to ``sendmsg`` as it is. A page that can no longer be had (the file was truncated,
 the disk fails) is EFAULT there: what the header promised cannot be sent any more, so that connection is
@@ -37,7 +38,7 @@ from targetd.interface import LoginFailure
 from targetd.net.access import AccessSnapshot, PortalAuthorizer
 from targetd.net.admission import Admission, ConnectionLimiter, Limits
 from targetd.net.counters import SAMPLED, TURNED_AWAY, Counters
-from targetd.net.loop import Loop
+from targetd.net.loop import TURN_S, Loop, Turn
 
 __all__ = ["Channel", "LoginSnapshot", "Server", "bind", "bind_reason"]
 
@@ -128,6 +129,7 @@ class Channel:
     """One TCP connection and its ``Connection``."""
 
     __slots__ = (
+        "behind",
         "connection",
         "failed",
         "fd",
@@ -166,6 +168,8 @@ class Channel:
         """What the socket did not take yet."""
         self.writing = False
         self.reading = True
+        self.behind = False
+        """There is work for a turn though nothing has come."""
         self.large: list[Task] = []
         """READs of large data that may not have ended yet."""
         self.held: deque[Task] = deque()
@@ -181,6 +185,7 @@ class Channel:
             owner=self,
         )
         self.connection.has_unread = self._has_unread
+        self.connection.framer.pause = server.turn_is_over
         server.loop.serve(self.fd, self.readable, self._writable)
 
     def __repr__(self) -> str:
@@ -193,21 +198,21 @@ class Channel:
             self.server.view, self.portal_id, split_address(self.peer)[0], local_host, local_port
         )
 
-    def readable(self) -> bool:
-        """Bytes have come: one turn of this connection.
-
-        Returns:
-            Whether that was one command, which is answered: the next may be here at once
-            (``targetd.net.loop``).
-        """
+    def readable(self) -> Turn:
+        """Bytes have come, or its turn: one turn of this connection."""
         server = self.server
         connection = self.connection
+        now = monotonic()
+        server.turn_ends = now + TURN_S
+        if self.behind and not self._catch_up(now):
+            return self._more()
         target = connection.framer.receive_target()
         count = self._receive(server.receive_buffer, target)
         if not count:
-            return False
+            if self.held and self.fd >= 0:
+                self._release()
+            return self._more() if self.behind else Turn.OVER
         lone = count <= LONE
-        now = monotonic()
         if target is not None:
             home = min(count, len(target))
             connection.received_in_target(home, now)
@@ -223,15 +228,44 @@ class Channel:
             self._measure(now)
         if server.sessions.stirred:
             server.flush_stirred()
+        if self.behind or connection.framer.unread is not None:
+            return self._more()
+        if not lone:
+            return Turn.MORE if self.reading and server.turn_is_over() else Turn.OVER
         session = connection.session
-        return (
-            lone and session is not None and not session.tasks and connection.was_alone(server.receive_buffer)
-        )
+        return Turn(session is not None and not session.tasks and connection.was_alone(server.receive_buffer))
+
+    def _catch_up(self, now: float) -> bool:
+        """Do of what is behind what there is time for; whether what has come may be received then."""
+        connection = self.connection
+        if connection.paced:
+            self._push()
+        if self.fd < 0 or not self.reading or self.server.turn_is_over():
+            return False
+        if connection.unread:
+            connection.go_on(now)
+            self.carry_out()
+            self.flush()
+            if self.server.sessions.stirred:
+                self.server.flush_stirred()
+            return False
+        return True
+
+    def _more(self) -> Turn:
+        """Whether it stands in the queue for another turn: not while it waits for the socket."""
+        connection = self.connection
+        self.behind = bool(connection.paced) or connection.unread
+        if self.fd < 0 or not self.behind:
+            return Turn.OVER
+        can = (connection.unread and self.reading) or (connection.paced and not self.writing)
+        return Turn.MORE if can else Turn.OVER
 
     def _has_unread(self) -> bool:
         """Whether there is something of this peer that will be received in its next turn."""
         if not self.reading:
             return False
+        if self.connection.unread:
+            return True
         try:
             return bool(self.sock.recv(1, socket.MSG_PEEK))
         except OSError:
@@ -275,9 +309,11 @@ class Channel:
         connection = self.connection
         connection.in_login_since = begun.since
         connection.receive_data(begun.received, self.server.loop.time())
-        connection.out = _without(connection.data_to_send(), begun.answered)
+        connection.out = [*_without(connection.data_to_send(), begun.answered)]
         self.carry_out()
         self.flush()
+        if self._more() == Turn.MORE:
+            self.server.loop.again(self.fd)
 
     def carry_out(self) -> None:
         """Run what the connection has made ready."""
@@ -318,7 +354,7 @@ class Channel:
         """Go on with what was held back, as far as there is room. While the peer is not read from it waits:
         what it has said meanwhile may be an abort."""
         held = self.held
-        while held and self.reading:
+        while held and self.reading and not self.connection.unread:
             if not held[0].aborted and not self._has_room(held[0]):
                 return
             task = held.popleft()
@@ -344,13 +380,14 @@ class Channel:
     def _push(self) -> None:
         """Send what there is; wait for the socket when it takes no more."""
         connection = self.connection
-        out = connection.data_to_send()
-        if self.waiting:
-            self.waiting += out
-            out = self.waiting
-            if self.writing:
-                self._judge_backlog()
-                return
+        out = self.waiting
+        if not out:
+            out = connection.data_to_send()
+        elif not connection.paced:  # else the next piece is made when all before it is gone
+            out += connection.data_to_send()
+        if self.writing:
+            self._judge_backlog()
+            return
         if out:
             try:
                 out = self._send(out)
@@ -363,9 +400,9 @@ class Channel:
                 self.drop(reason)
                 return
             self.waiting = out
-            if out or self.writing or not self.reading:
+            if out or self.writing or not self.reading or connection.paced:
                 self._judge_backlog()
-        if connection.closing and not self.waiting:
+        if connection.closing and not self.waiting and not connection.paced:
             self.drop(connection.closing)
 
     def _doubt_media(self) -> None:
@@ -393,16 +430,22 @@ class Channel:
     def _judge_backlog(self) -> None:
         """Wait for the socket while something waits for it; stop reading from a peer that lets too much
         wait, and go on when it has caught up."""
+        connection = self.connection
+        waiting = sum(map(len, self.waiting))
+        if connection.paced:
+            waiting += sum(map(len, connection.out))
         self.writing = bool(self.waiting)
-        self.reading = sum(map(len, self.waiting)) < HIGH_WATER
+        self.reading = waiting < HIGH_WATER
         self.server.loop.want(self.fd, read=self.reading, write=self.writing)
+        if self._more() == Turn.MORE:
+            self.server.loop.again(self.fd)
 
     def _writable(self) -> None:
         self.writing = False
         self._push()
         if self.held and self.fd >= 0:
-            if self.reading:
-                self.readable()
+            if self.reading and self.readable() == Turn.MORE and self.fd >= 0:
+                self.server.loop.again(self.fd)
             self._release()
 
     def fail(self, initiator_name: str, target_name: str, status: str, reason: str) -> None:
@@ -442,7 +485,10 @@ class Channel:
 def _logged_in(channel: Channel, event: LoggedIn) -> None:
     session = event.session
     channel.server.connection_limiter.logged_in(channel.visitor)
-    channel.server.loop.promote(channel.fd)
+    if (
+        session.target is not None
+    ):  # discovery sessions, which nobody waits for, share their turns with logins
+        channel.server.loop.promote(channel.fd)
     log.info(
         "%s: %s logged in to %s%s",
         channel,
@@ -517,10 +563,16 @@ class Server:
         self.connection_limiter = ConnectionLimiter(limits or Limits.here())
         self.channel: Callable[[Server, socket.socket, str, str, int, Admission], Channel] = Channel
         """Makes the channel of a connection that was accepted."""
+        self.turn_ends = 0.0
+        """When the turn of the connection that is served now is over, by ``time.monotonic``."""
         self.unmeasured = SAMPLED
         """Wake-ups until one is measured."""
         self._on_tick = on_tick
         self._timer = loop.call_later(TICK_S, self._tick)
+
+    def turn_is_over(self) -> bool:
+        """Whether the connection that is served now has had its time."""
+        return monotonic() >= self.turn_ends
 
     # -- portals ------------------------------------------------------------------------------
 

@@ -10,10 +10,11 @@ forgotten, and the worker reads the same bytes again. Text that is spread over s
 import socket
 from collections.abc import Callable, Iterator
 
-from protocol.access import Authorizer, Grant, Refusal, TargetRecord
+from protocol.access import Authorizer, Grant, Refusal, TargetList
 from protocol.connection import Connection, Phase
 from protocol.session import SessionTable
 from targetd.net.admission import Admission
+from targetd.net.loop import TURN_S, Turn
 from targetd.net.server import Channel, Server
 
 __all__ = ["FrontSessions", "LoginChannel"]
@@ -51,7 +52,7 @@ class _Gate:
             return obstacle
         raise HandOver(answer.target)
 
-    def send_targets(self, initiator_name: str, target_name: str | None) -> list[TargetRecord]:
+    def send_targets(self, initiator_name: str, target_name: str | None) -> TargetList:
         return self._inner.send_targets(initiator_name, target_name)
 
 
@@ -96,36 +97,43 @@ class LoginChannel(Channel):
         """Bytes queued as answers to that."""
         self.handed = False
         super().__init__(server, sock, peer, local, portal_id, visitor)
+        self.connection.framer.pause = self._turn_is_over
+
+    def _turn_is_over(self) -> bool:
+        """A login, which has few PDUs, is read to its end: it may be for another process."""
+        return self.connection.phase != Phase.LOGIN and self.server.turn_is_over()
 
     def authorizer(self) -> Authorizer:
         return _Gate(super().authorizer(), self._obstacle)
 
-    def readable(self) -> bool:
+    def readable(self) -> Turn:
         connection = self.connection
         if connection.phase != Phase.LOGIN:
             self.received.clear()
             return super().readable()
         server = self.server
+        now = server.loop.time()
+        server.turn_ends = now + TURN_S
         view = server.receive_buffer[:TURN]
         count = self._receive(view)
         if not count:
-            return False
+            return Turn.OVER
         self.received += view[:count]
         if self.handed:
-            return False
+            return Turn.OVER
         try:
-            connection.receive_data(view[:count], server.loop.time())
+            connection.receive_data(view[:count], now)
         except HandOver as error:
             self.handed = True
             server.loop.want(self.fd, read=False, write=False)
             self._hand_over(self, error.target_id)
-            return False
+            return Turn.OVER
         self.answered += sum(map(len, connection.out))
         self.carry_out()
         self.flush()
         if server.sessions.stirred:
             server.flush_stirred()
-        return False
+        return self._more()
 
     def leave(self) -> int:
         """The connection goes elsewhere; its descriptor, which is the caller's from now on."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
-from protocol.access import Grant, Offer, Refusal, TargetRecord
+from protocol.access import Grant, Offer, Refusal, TargetList, TargetRecord
 from protocol.connection import Connection
 from protocol.enums import AuthMethod, LoginStatus
 from protocol.management import forget_aborted
@@ -61,8 +61,8 @@ class Access:
             return Refusal(LoginStatus.NOT_FOUND, f"no target {target_name}")
         return self.refusals.get(initiator_name) or self.grant
 
-    def send_targets(self, initiator_name: str, target_name: str | None) -> list[TargetRecord]:
-        return [record for record in self.records if target_name in (None, record.name)]
+    def send_targets(self, initiator_name: str, target_name: str | None) -> TargetList:
+        return TargetList(record for record in self.records if target_name in (None, record.name))
 
 
 class Endpoint:

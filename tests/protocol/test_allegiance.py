@@ -331,6 +331,20 @@ def test_a_task_that_is_unknown_or_acknowledged_does_not_exist(pair: Pair) -> No
     assert answer == Response.TASK_DOES_NOT_EXIST
 
 
+def test_a_read_cut_off_in_the_middle_of_its_data_comes_whole() -> None:
+    """Its reply of 1,024 PDUs is made in pieces, and the connection goes when two of them are made."""
+    pair = Pair(MaxRecvDataSegmentLength="512")
+    pair.target.backends[0].write(0, pattern(1 << 19))
+    task = pair.one.send_command(cdbs.read10(0, 1024), read=1 << 19)
+    old = connection_of(pair.one)
+    old.data_to_send()
+    pair.cut(pair.one)
+    assert old.paced
+    new = pair.join(3, MaxRecvDataSegmentLength="4096")
+    new.logout(RECOVERY, cid=1)
+    assert moved(task, new).data == pattern(1 << 19)
+
+
 @pytest.mark.parametrize("digests", [{}, DIGESTS])
 def test_a_read_whose_answer_was_lost_is_answered_again(digests: dict[str, str]) -> None:
     """RFC 7143 §7.2.2: data and status come again, after the response to the reassignment, with a StatSN of

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from protocol.digest import digest
 from protocol.errors import ProtocolViolation
-from protocol.framer import LONG, Framer, padded
+from protocol.framer import LONG, STEP, Framer, padded
 
 MAX_DATA = 3 * LONG
 Seen = tuple[str, bytes, bytes]
@@ -94,6 +94,38 @@ def test_any_split_of_the_stream_gives_the_same_pdus(
         recorder.feed(stream[start:stop])
     assert recorder.seen == [expected(*each) for each in pdus]
     assert not recorder.framer.in_pdu
+
+
+@given(PDUS, st.booleans(), st.booleans(), st.data())
+def test_whoever_stops_it_gets_the_same_pdus_later(
+    pdus: list[tuple[int, bytes, bytes]], header_digest: bool, data_digest: bool, choices: st.DataObject
+) -> None:
+    digests = header_digest, data_digest
+    stream = b"".join(pdu(opcode, data, ahs=ahs, digests=digests) for opcode, data, ahs in pdus * 8)
+    recorder = Recorder(header_digest=header_digest, data_digest=data_digest)
+    framer = recorder.framer
+    framer.pause = lambda: choices.draw(st.booleans())
+    cut = choices.draw(st.integers(0, len(stream)))
+    for part in (stream[:cut], stream[cut:]):
+        recorder.feed(part)
+        while framer.unread is not None:
+            assert not framer.in_pdu
+            framer.go_on()
+    assert recorder.seen == [expected(*each) for each in pdus * 8]
+
+
+def test_it_is_asked_to_stop_once_in_some_bytes_and_stops_between_two_pdus() -> None:
+    recorder = Recorder()
+    recorder.framer.pause = lambda: True
+    buffer = bytearray(pdu(1, b"") * 1000)
+    recorder.framer.feed(memoryview(buffer))
+    counts = [len(recorder.seen)]
+    buffer[:] = b"\xee" * len(buffer)
+    while recorder.framer.unread is not None:
+        recorder.framer.go_on()
+        counts.append(len(recorder.seen) - sum(counts))
+    assert max(counts) <= STEP // 48
+    assert recorder.seen == [expected(1, b"")] * 1000
 
 
 @pytest.mark.parametrize("digests", [(False, False), (True, False), (False, True), (True, True)])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol import bhs
-from protocol.access import Credential, Grant, Offer, Refusal
+from protocol.access import Credential, Grant, Offer, Refusal, TargetList
 from protocol.enums import AuthMethod, LoginStage, LoginStatus
 from protocol.events import LoginRefused
 from protocol.limits import LoginLimits
@@ -706,8 +706,8 @@ class Open:
     def target(self, initiator_name: str, target_name: str) -> Grant | Refusal:
         return self.grant
 
-    def send_targets(self, initiator_name: str, target_name: str | None) -> list[Any]:
-        return []
+    def send_targets(self, initiator_name: str, target_name: str | None) -> TargetList:
+        return TargetList(())
 
     def admit(self, login: LoginResult) -> int | Refusal:
         self.admitted.append(login)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import bhs
-from protocol.access import TargetRecord
+from protocol.access import TargetList, TargetRecord
 from protocol.enums import RESERVED_TAG, AsyncEvent, RejectReason
 from tests import cdbs
 from tests.initiator import INITIATOR_NAME, MemoryPeer, Rejected, encode_text
@@ -361,7 +361,7 @@ def test_a_request_without_end_is_rejected() -> None:
     answered = 0
     while True:
         request = peer.initiator.text_request(
-            b"A" * 8192, final=False, more=True, transfer_tag=tag, initiator_task_tag=9
+            b"A" * 1024, final=False, more=True, transfer_tag=tag, initiator_task_tag=9
         )
         pdu = peer.request(request)
         if isinstance(pdu.header, bhs.Reject):
@@ -406,7 +406,7 @@ def test_discovery_shows_what_the_initiator_may_see() -> None:
     seen: list[tuple[str, str | None]] = []
     send = target.access.send_targets
 
-    def look(name: str, wanted: str | None) -> list[TargetRecord]:
+    def look(name: str, wanted: str | None) -> TargetList:
         seen.append((name, wanted))
         return send(name, wanted)
 

@@ -8,7 +8,17 @@ from functools import partial
 
 import pytest
 
-from targetd.net.loop import AT_ONCE, LONGEST_S, NEWCOMERS_AT_ONCE, REST_S, SHORTEST_S, Loop, Patience
+from targetd.net.loop import (
+    AT_ONCE,
+    LONGEST_S,
+    NEWCOMERS_AT_ONCE,
+    NEWCOMERS_WAIT,
+    REST_S,
+    SHORTEST_S,
+    Loop,
+    Patience,
+    Turn,
+)
 
 
 @pytest.fixture
@@ -177,6 +187,92 @@ def test_a_crowd_of_newcomers_does_not_hold_up_one_that_is_at_work(loop: Loop) -
     assert longest <= NEWCOMERS_AT_ONCE
     for sock in (working, client, *(sock for pair in newcomers for sock in pair)):
         sock.close()
+
+
+def test_who_has_more_to_do_waits_for_those_who_ask_for_little(loop: Loop) -> None:
+    """Ten never come to an end; one has something to say after each answer. It is served again after each
+    turn of one of the ten, and they have theirs one after the other."""
+    busy = [socket.socketpair() for _ in range(10)]
+    light, client = socket.socketpair()
+    order: list[int] = []
+    over = loop.create_future()
+
+    def has_more(number: int) -> Turn:
+        order.append(number)
+        return Turn.MORE
+
+    def has_little() -> Turn:
+        light.recv(1)
+        order.append(-1)
+        if order.count(-1) == 100:
+            over.set_result(None)
+        client.send(b"x")
+        return Turn.OVER
+
+    for number, (ours, theirs) in enumerate(busy):
+        loop.serve(ours.fileno(), partial(has_more, number), lambda: None)
+        loop.promote(ours.fileno())
+        theirs.send(b"x")
+    loop.serve(light.fileno(), has_little, lambda: None)
+    loop.promote(light.fileno())
+    client.send(b"x")
+    loop.run_until_complete(asyncio.wait_for(over, 30))
+    for ours, _ in (*busy, (light, client)):
+        loop.forget(ours.fileno())
+    served = order[order.index(9) + 1 :]  # when all ten stand in the queue
+    assert served[::2] == [-1] * len(served[::2]) or served[1::2] == [-1] * len(served[1::2])
+    turns = [number for number in served if number >= 0]
+    assert turns == [number % 10 for number in range(turns[0], turns[0] + len(turns))]
+    for pair in (*busy, (light, client)):
+        for sock in pair:
+            sock.close()
+
+
+def test_newcomers_that_have_more_to_do_share_one_turn_in_some(loop: Loop) -> None:
+    pairs = [socket.socketpair() for _ in range(6)]
+    order: list[int] = []
+    over = loop.create_future()
+
+    def has_more(number: int) -> Turn:
+        order.append(number)
+        if len(order) == 400 and not over.done():
+            over.set_result(None)
+        return Turn.MORE
+
+    for number, (ours, theirs) in enumerate(pairs):
+        loop.serve(ours.fileno(), partial(has_more, number), lambda: None)
+        if number == 0:
+            loop.promote(ours.fileno())
+        theirs.send(b"x")
+    loop.run_until_complete(asyncio.wait_for(over, 30))
+    assert order[-200:].count(0) == 200 * (NEWCOMERS_WAIT - 1) // NEWCOMERS_WAIT
+    assert set(order[-200:]) == set(range(6))
+    for pair in pairs:
+        loop.forget(pair[0].fileno())
+        for sock in pair:
+            sock.close()
+
+
+def test_a_turn_is_had_though_nothing_comes_and_not_when_it_was_forgotten(loop: Loop) -> None:
+    pairs = [socket.socketpair() for _ in range(2)]
+    had = [loop.create_future() for _ in pairs]
+
+    def turn(number: int) -> Turn:
+        had[number].set_result(None)
+        return Turn.OVER
+
+    for number, (ours, _) in enumerate(pairs):
+        loop.serve(ours.fileno(), partial(turn, number), lambda: None)
+        loop.promote(ours.fileno())
+    loop.call_soon(loop.again, pairs[0][0].fileno())
+    loop.call_soon(loop.again, pairs[1][0].fileno())
+    loop.call_soon(loop.forget, pairs[0][0].fileno())
+    loop.run_until_complete(asyncio.wait_for(had[1], 10))
+    assert not had[0].done()
+    loop.forget(pairs[1][0].fileno())
+    for pair in pairs:
+        for sock in pair:
+            sock.close()
 
 
 def test_a_crowd_at_work_does_not_hold_up_a_callback_or_another_descriptor(loop: Loop) -> None:
