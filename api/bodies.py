@@ -9,6 +9,7 @@ from typing import Any, Final, NoReturn
 from aiohttp import web
 
 from api.errors import BadRequestError, UnsupportedFormatError
+from api.schema import coerce
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -124,6 +125,19 @@ def _number(query: Mapping[str, str], name: str) -> int | None:
     if not (text.isascii() and text.isdecimal() and len(text) <= 100):
         raise BadRequestError(f"Invalid {name} '{text[:40]}' provided. Please provide a positive integer.")
     return int(text)
+
+
+def forced(request: web.Request) -> bool:
+    """Whether a change is to be made though initiators rely on what there is (``?force=1``).
+
+    Raises:
+        BadRequestError: it says neither yes nor no.
+    """
+    text = request.query.get("force", "0")
+    try:
+        return bool(coerce(bool, text))
+    except ValueError:
+        raise BadRequestError(f"Invalid force '{text[:40]}' provided. Use 1 or 0.") from None
 
 
 _RANGE: Final = re.compile(r"items=([0-9]{1,18})-([0-9]{1,18})")

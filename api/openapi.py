@@ -63,6 +63,13 @@ _PARAMETERS: Final[dict[str, Any]] = {
         "Read-only users never get them in clear.",
         "schema": {"type": "string", "enum": ["shown", "masked"], "default": "shown"},
     },
+    "force": {
+        "name": "force",
+        "in": "query",
+        "description": "1: change the block size, medium or size of an extent though initiators that are "
+        "logged in rely on it. Commands under way are ended, and all are told by unit attention.",
+        "schema": {"type": "integer", "enum": [0, 1], "default": 0},
+    },
     "initiator": {
         "name": "initiator",
         "in": "query",

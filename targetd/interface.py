@@ -366,7 +366,12 @@ class Engine(Protocol):
         """What is in force now."""
 
     def apply(
-        self, edit: Edit, *, discard_files: frozenset[int] = frozenset(), clone_of: int | None = None
+        self,
+        edit: Edit,
+        *,
+        discard_files: frozenset[int] = frozenset(),
+        clone_of: int | None = None,
+        force: bool = False,
     ) -> Awaitable[Configuration]:
         """Change the configuration: validate, prepare, save, swap, drain; all of it or none of it.
 
@@ -379,13 +384,15 @@ class Engine(Protocol):
                 once the change is in force. Other files are kept.
             clone_of: id of a File extent. The one extent that the edit adds gets a new file that shares
                 that one's blocks, as they are between two commands.
+            force: change what initiators that are logged in rely upon, too (another medium, another block
+                size, a smaller size); they are told by unit attention, and commands under way are ended.
 
         Returns:
             What this edit made, also if another has followed since.
 
         Raises:
-            ConfigError: a field is wrong, or the change cannot be carried out (a file cannot be made,
-                an address cannot be bound); nothing has changed.
+            ConfigError: a field is wrong, or the change cannot be carried out (a file cannot be made, an
+                address cannot be bound, an initiator relies on what there is); nothing has changed.
         """
 
     def sanitize(self, extent_id: int, method: str, passes: int = 1) -> Awaitable["Work | str"]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, cast
 from aiohttp import web
 
 from api.auth import USER
-from api.bodies import content_range, filters, matches, page, read_object, sorting
+from api.bodies import content_range, filters, forced, matches, page, read_object, sorting
 from api.errors import BadRequestError, FieldsError, NotFoundError, answer
 from api.routing import Operation, Router
 from api.schema import Declaration, coerce
@@ -62,6 +62,8 @@ class CollectionResource:
     declaration: ClassVar[Declaration]
     name: ClassVar[str]
     """Last part of the URL."""
+    forcible: ClassVar[bool] = False
+    """Some changes are refused while initiators are logged in, and ``?force=1`` makes them."""
     also_owns: ClassVar[frozenset[str]] = frozenset()
     """Further collections whose problems are told by field."""
 
@@ -96,13 +98,18 @@ class CollectionResource:
             },
         )
         changed: dict[int, str | None] = {202: title, **failures, 404: None, 409: "FieldErrors"}
+        may_force = ("force",) if self.forcible else ()
         router.add(
             self.name,
             f"{self.path}{{id}}/",
             {
                 "GET": Operation(self.detail, "Show.", {200: title, **failures, 404: None}, None, secrets),
-                "PUT": Operation(self.put, "Change what the body names.", changed, f"{title}Update", secrets),
-                "PATCH": Operation(self.put, "The same as PUT.", changed, f"{title}Update", secrets),
+                "PUT": Operation(
+                    self.put, "Change what the body names.", changed, f"{title}Update", secrets + may_force
+                ),
+                "PATCH": Operation(
+                    self.put, "The same as PUT.", changed, f"{title}Update", secrets + may_force
+                ),
                 "DELETE": self.delete_operation(),
             },
         )
@@ -229,12 +236,14 @@ class CollectionResource:
         id: int | None,
         body: Mapping[str, Any],
         more: Callable[[Configuration, int], Configuration] | None = None,
+        force: bool = False,
     ) -> tuple[Configuration, Any]:
         """Create an object, or change one, as a body by wire names says.
 
         Args:
             id: of the object to change; None: create one.
             more: a further part of the same edit; takes the object's id.
+            force: as ``Engine.apply`` takes it.
 
         Returns:
             The configuration with the object, and the object.
@@ -258,7 +267,7 @@ class CollectionResource:
                 after = self.update(config, self.find(config, id), draft.values)
             return more(after, written) if more else after
 
-        config = await self.carry_out(edit, draft)
+        config = await self.carry_out(edit, draft, force=force)
         return config, self.find(config, written)
 
     async def post(self, request: web.Request) -> web.StreamResponse:
@@ -272,7 +281,8 @@ class CollectionResource:
         """PUT or PATCH of one object: change what the body names."""
         self.find(self.engine.configuration, id)
         masked = self.masks_secrets(request)
-        config, record = await self.write(id, await read_object(request))
+        force = self.forcible and forced(request)
+        config, record = await self.write(id, await read_object(request), force=force)
         return answer(202, await self.told(config, record, masked))
 
     async def delete(self, request: web.Request, id: int) -> web.StreamResponse:
@@ -290,7 +300,9 @@ class CollectionResource:
 
         return edit
 
-    async def carry_out(self, edit: Edit, draft: Draft, clone_of: int | None = None) -> Configuration:
+    async def carry_out(
+        self, edit: Edit, draft: Draft, clone_of: int | None = None, force: bool = False
+    ) -> Configuration:
         """Apply the edit of a body without errors; else say all that is wrong with it.
 
         Raises:
@@ -298,7 +310,7 @@ class CollectionResource:
         """
         if draft.errors:
             raise FieldsError(self.all_errors(edit, draft))
-        return await self.apply(edit, draft.renamed, clone_of=clone_of)
+        return await self.apply(edit, draft.renamed, clone_of=clone_of, force=force)
 
     async def apply(
         self,
@@ -306,6 +318,7 @@ class CollectionResource:
         renamed: Mapping[str, str] | None = None,
         discard: frozenset[int] = frozenset(),
         clone_of: int | None = None,
+        force: bool = False,
     ) -> Configuration:
         """Have the engine apply an edit.
 
@@ -313,7 +326,7 @@ class CollectionResource:
             FieldsError: it was refused, and nothing has changed.
         """
         try:
-            return await self.engine.apply(edit, discard_files=discard, clone_of=clone_of)
+            return await self.engine.apply(edit, discard_files=discard, clone_of=clone_of, force=force)
         except ConfigError as error:
             raise FieldsError(self.wire_errors(error.problems, renamed or {})) from None
 

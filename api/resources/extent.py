@@ -71,6 +71,7 @@ class ExtentResource(CollectionResource):
 
     declaration = EXTENT
     name = "extent"
+    forcible = True
 
     def order(self, record: Any) -> Any:
         return record.name

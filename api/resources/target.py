@@ -37,6 +37,7 @@ class TargetResource(CollectionResource):
 
     declaration = TARGET
     name = "target"
+    forcible = True
     also_owns = frozenset({"target_groups"})
 
     def order(self, record: Any) -> Any:

@@ -362,19 +362,18 @@ class UnitState(TaskSet):
 
     # -- the operator -------------------------------------------------------------------------
 
-    def replace_medium(self) -> list[Request]:
-        """Another medium comes in place of this one, by ``reconfigure``. Returns the tasks, all ended: what
-        they were for must not be done to another; the owner answers them."""
-        dropped = self._drop_all(list(self.tasks))
+    def replace_medium(self) -> None:
+        """Another medium comes in place of this one, by ``reconfigure``: what was meant for the one must not
+        be done to the other."""
+        self.conclude(list(self.tasks), Sense.MEDIUM_NOT_PRESENT)
         self.unflushed.clear()
         self.raise_attention(Sense.MEDIUM_MAY_HAVE_CHANGED)
-        return dropped
 
     def reconfigure(self, config: UnitConfig, backend: Backend | None) -> None:
         """Take over new settings, a new medium, or a medium whose size has changed, live.
 
         Initiators learn it by unit attention: capacity (SBC-3 §4.7), mode parameters, inquiry data,
-        and a medium that came.
+        and a medium that came. Commands under way whose blocks are not there any more end.
         """
         before = (self.blocks, self.block_size, self.config.physical_block_exponent)
         protected = self.read_only
@@ -396,6 +395,13 @@ class UnitState(TaskSet):
             self.raise_attention(Sense.MEDIUM_MAY_HAVE_CHANGED)
         after = (self.blocks, self.block_size, config.physical_block_exponent)
         if after != before and had_medium:
+            size = self.blocks * self.block_size
+            lost = [
+                request
+                for request in self.tasks
+                if self.block_size != before[1] or request.offset + request.length > size
+            ]
+            self.conclude(lost, Sense.LBA_OUT_OF_RANGE)
             self.raise_attention(Sense.CAPACITY_DATA_CHANGED)
         rearmed = offered[0].threshold != config.threshold
         if rearmed:

@@ -22,6 +22,7 @@ from weakref import WeakSet
 from protocol.enums import ScsiStatus, TaskAttribute
 from protocol.scsi.commands import Command
 from protocol.scsi.request import Nexus, Outcome, Request
+from protocol.scsi.sense import Sense
 
 __all__ = ["PLAIN", "Claims", "Pause", "TaskSet", "Throttle"]
 
@@ -120,6 +121,10 @@ def _ignore(request: Request) -> None:
     """Nobody asked to hear of it."""
 
 
+def _left_silent(request: Request, sense: Sense) -> None:
+    """Nobody asked to hear of it."""
+
+
 def _nobody(request: Request, outcome: Outcome) -> None:
     raise RuntimeError("LogicalUnit.deliver is not set")
 
@@ -133,6 +138,9 @@ class TaskSet(ABC):
         ``submit`` returns."""
         self.aborted: Callable[[Request], None] = _ignore
         """Told of each task that another nexus, a reset or a preemption ended: it has no outcome."""
+        self.concluded: Callable[[Request, Sense], None] = _left_silent
+        """Told of each task that an edit has ended, and with which sense: nobody's task management did it, so
+        its initiator waits for an answer."""
         self.tasks: dict[Request, None] = {}
         """Oldest first."""
         self._running: dict[Request | _Claim, None] = {}
@@ -403,6 +411,11 @@ class TaskSet(ABC):
     def abort_task_set(self, nexus: Nexus) -> list[Request]:
         """ABORT TASK SET: all tasks of the nexus; returns them."""
         return self._drop_all([request for request in self.tasks if request.nexus is nexus])
+
+    def conclude(self, requests: list[Request], sense: Sense) -> None:
+        """End tasks that an edit leaves without what they were for."""
+        for request in self._drop_all(requests):
+            self.concluded(request, sense)
 
     def _drop_all(self, requests: list[Request]) -> list[Request]:
         for request in requests:

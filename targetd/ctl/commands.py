@@ -94,6 +94,13 @@ def _client(context: typer.Context) -> Iterator[Client]:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Answer with JSON, as the API has it.")]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Change the block size, medium or size of an extent though initiators are logged in.",
+    ),
+]
 Context = typer.Context
 
 
@@ -262,11 +269,17 @@ def _add(resource: Resource) -> None:
         json: Json = False,
     ) -> None:
         """Change what is given; the rest stays."""
-        if not given:
-            raise UsageError("say what to change; --help tells the options")
-        with _client(context) as client:
-            path = f"{resource.path}/{resource.find(client, one)['id']}/"
-            _print(context, resource, _write(context, client, "PUT", path, resource, given), json)
+        _update(context, resource, one, given, json)
+
+    def update_by_force(
+        context: Context,
+        one: one_type,
+        given: Mapping[str, Any],
+        force: Force = False,
+        json: Json = False,
+    ) -> None:
+        """Change what is given; the rest stays."""
+        _update(context, resource, one, given, json, documents.FORCE if force else "")
 
     def delete(context: Context, them: many_type) -> None:
         """Delete them, and what refers to them. Files stay."""
@@ -278,13 +291,24 @@ def _add(resource: Resource) -> None:
     group.command("list")(show_all)
     group.command("show")(show)
     group.command("create")(_with_options(resource, create))
-    group.command("update")(_with_options(resource, update))
+    may_force = resource.name in documents.FORCIBLE
+    group.command("update")(_with_options(resource, update_by_force if may_force else update))
     if resource.name == "extent":
         group.command("delete")(_delete_extent(resource))
         group.command("sanitize")(_sanitize_extent(resource))
         group.command("clone")(_with_options(resource, _clone_extent(resource), NOT_OF_A_CLONE))
     else:
         group.command("delete")(delete)
+
+
+def _update(
+    context: Context, resource: Resource, one: str, given: Mapping[str, Any], json: bool, query: str = ""
+) -> None:
+    if not given:
+        raise UsageError("say what to change; --help tells the options")
+    with _client(context) as client:
+        path = f"{resource.path}/{resource.find(client, one)['id']}/{query}"
+        _print(context, resource, _write(context, client, "PUT", path, resource, given), json)
 
 
 def _delete_extent(resource: Resource) -> Callable[..., None]:
@@ -517,6 +541,7 @@ def _import(
     file: Annotated[Path, typer.Argument(help="The document, - for standard input.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the difference.")] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Delete what the document does not name.")] = False,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Make the configuration that of a document; a second time changes nothing.
@@ -533,7 +558,7 @@ def _import(
         steps = documents.plan(client, document, delete=delete)
         as_json = json or _settings(context).json
         done = []
-        for step in steps if dry_run else documents.carry_out(client, steps):
+        for step in steps if dry_run else documents.carry_out(client, steps, force=force):
             done.append(step)
             if not as_json:
                 print("\n".join(step.lines()))

@@ -310,8 +310,16 @@ def _check_references(
 # -- Import -----------------------------------------------------------------------------------------
 
 
-def carry_out(client: Client, steps: list[Step]) -> Iterator[Step]:
+FORCIBLE = frozenset(("extent", "target"))
+"""Resources whose changes may be refused while initiators are logged in."""
+FORCE = "?force=1"
+
+
+def carry_out(client: Client, steps: list[Step], *, force: bool = False) -> Iterator[Step]:
     """Do the steps, and yield each when it is done.
+
+    Args:
+        force: also what is refused while initiators are logged in.
 
     Raises:
         CtlError: one failed; the rest was not tried.
@@ -320,7 +328,7 @@ def carry_out(client: Client, steps: list[Step]) -> Iterator[Step]:
     by_key = {name: {key: id for id, key in objects.items()} for name, objects in _ids(current).items()}
     for step in steps:
         try:
-            _do(client, step, by_key)
+            _do(client, step, by_key, force)
         except FieldsError as error:
             names = step.resource.field_names if step.resource else {}
             raise FieldsError(
@@ -334,7 +342,7 @@ def carry_out(client: Client, steps: list[Step]) -> Iterator[Step]:
         yield step
 
 
-def _do(client: Client, step: Step, by_key: dict[str, dict[Key, int]]) -> None:
+def _do(client: Client, step: Step, by_key: dict[str, dict[Key, int]], force: bool) -> None:
     resource = step.resource
     if resource is None:
         client.request("PUT", SERVICE_PATH, {"srv_enable": step.changes["enabled"][1]})
@@ -358,4 +366,4 @@ def _do(client: Client, step: Step, by_key: dict[str, dict[Key, int]]) -> None:
     if step.action == "create":
         by_key[resource.name][step.key] = client.request("POST", path, body)["id"]
     else:
-        client.request("PUT", path, body)
+        client.request("PUT", path + FORCE if force and resource.name in FORCIBLE else path, body)

@@ -51,6 +51,7 @@ from targetd.config import (
     target_named,
     validate,
 )
+from targetd.engine import in_use
 from targetd.engine.extents import LiveExtent, appearance, check_path, open_extent, spec_of
 from targetd.engine.media_probe import Job, MediaProbe
 from targetd.engine.reports import explanation, lun_statuses, session_status, unit_statistics, work_under_way
@@ -140,6 +141,8 @@ class _Prepared:
     made: list[Path] = field(default_factory=list)
     """Files that did not exist before."""
     portals: Bound = field(default_factory=Bound)
+    replaced: set[int] = field(default_factory=set)
+    """Extents whose medium becomes another one."""
     missing: dict[int, str] = field(default_factory=dict)
     """Extent id → why its medium could not be opened."""
     controller: asyncio.Server | None = None
@@ -217,7 +220,12 @@ class Runtime:
         return self._config
 
     async def apply(
-        self, edit: Edit, *, discard_files: frozenset[int] = frozenset(), clone_of: int | None = None
+        self,
+        edit: Edit,
+        *,
+        discard_files: frozenset[int] = frozenset(),
+        clone_of: int | None = None,
+        force: bool = False,
     ) -> Configuration:
         """See ``Engine.apply``. ``discard_files``: extents whose file is deleted once they are gone."""
         async with self._lock:
@@ -226,25 +234,30 @@ class Runtime:
             if new is old:
                 return old
             validate(new, old)
-            await self._carry_out(new, discard_files, clone_of)
+            await self._carry_out(new, discard_files, clone_of, force)
             self.announce_change(old, new)
             return new
 
     async def carry_out(
-        self, new: Configuration, discard_files: frozenset[int] = frozenset(), clone_of: int | None = None
+        self,
+        new: Configuration,
+        discard_files: frozenset[int] = frozenset(),
+        clone_of: int | None = None,
+        force: bool = False,
     ) -> None:
         """``apply`` for one of several processes: what all of them have was validated as a whole, and is
         announced as a whole."""
         async with self._lock:
-            await self._carry_out(new, discard_files, clone_of)
+            await self._carry_out(new, discard_files, clone_of, force)
 
     async def _carry_out(
-        self, new: Configuration, discard_files: frozenset[int], clone_of: int | None
+        self, new: Configuration, discard_files: frozenset[int], clone_of: int | None, force: bool
     ) -> None:
         old = self._config
         changes = diff(old, new)
+        in_use.check_block_sizes(old, new, changes, self._extents, force)
         clone = await self._clone(clone_of, changes) if clone_of is not None else None
-        prepared = await self._prepared(old, new, changes, clone)
+        prepared = await self._prepared(old, changes, clone, force)
         try:
             await self._prepare_listeners(new, prepared)
             await self._save(old, new)
@@ -499,22 +512,28 @@ class Runtime:
 
     # -- prepare: on a worker -----------------------------------------------------------------
 
-    def _prepare_extents(self, old: Configuration, new: Configuration, changes: Changes) -> _Prepared:
+    def _prepare_extents(self, old: Configuration, changes: Changes, users: Mapping[int, str]) -> _Prepared:
+        """``users``: extent id → the initiators under whom no other medium may come, nor a smaller one."""
         prepared = _Prepared()
         written = changes["extents"].written if "extents" in changes else {}
         try:
             for extent in written.values():
                 assert isinstance(extent, Extent)
-                before = old.extents.get(extent.id)
-                if before is not None and spec_of(before, self._pools) == spec_of(extent, self._pools):
-                    continue
-                self._prepare_extent(before, extent, prepared)
+                before, names = old.extents.get(extent.id), users.get(extent.id, "")
+                if before is not None:
+                    was, now = spec_of(before, self._pools), spec_of(extent, self._pools)
+                    if was == now:
+                        continue
+                    if in_use.is_another_medium(was, now):
+                        in_use.check_medium(before, extent, names)
+                        prepared.replaced.add(extent.id)
+                self._prepare_extent(extent, prepared, names)
         except BaseException:
             prepared.undo()
             raise
         return prepared
 
-    def _prepare_extent(self, before: Extent | None, extent: Extent, prepared: _Prepared) -> None:
+    def _prepare_extent(self, extent: Extent, prepared: _Prepared, names: str) -> None:
         """Open what the extent shall be from now on. A medium that is open already may be opened again
         beside itself, with another size or protection; the old opening goes when the change is certain."""
         check_path(extent, self.extent_roots, self._pools)
@@ -533,27 +552,30 @@ class Runtime:
         if fresh:
             prepared.made.append(Path(extent.path))
         live = self._extents.get(extent.id)
-        if live is None or live.backend is None or not live.in_use:
-            return
-        size, had = backend.geometry.size_bytes, live.backend.geometry.size_bytes
-        if size < had:
-            raise ConfigError.one(
-                "extents", "file_size", f"The extent is in use and cannot shrink from {had} to {size} bytes.",
-                extent.id,
-            )  # fmt: skip
+        if live is not None and live.backend is not None:
+            had, size = live.backend.geometry.size_bytes, backend.geometry.size_bytes
+            in_use.check_size(had, size, names, extent.id)
 
     async def _prepared(
         self,
         old: Configuration,
-        new: Configuration,
         changes: Changes,
         clone: Created | None,
+        force: bool,
     ) -> _Prepared:
         """``_prepare_extents`` on a worker, as long as there is hope. A clone that was made is undone too."""
         written = changes["extents"].written if "extents" in changes else {}
         if not written:
             return _Prepared()
-        work = asyncio.ensure_future(run_in_thread(self._prepare_extents, old, new, changes))
+        users: dict[int, str] = {}
+        for id in written.keys() & self._extents.keys():
+            live, before, after = self._extents[id], old.extents[id], written[id]
+            assert isinstance(after, Extent)
+            if spec_of(before, self._pools) != spec_of(after, self._pools):
+                in_use.check_busy(live)
+            if not force:
+                users[id] = in_use.users(live)
+        work = asyncio.ensure_future(run_in_thread(self._prepare_extents, old, changes, users))
         allocates = any(isinstance(extent, Extent) and extent.allocate for extent in written.values())
         try:
             await asyncio.wait({work}, timeout=None if allocates else PREPARE_PATIENCE_S)
@@ -725,6 +747,9 @@ class Runtime:
             if backend is not None:
                 live.missing = ""
                 live.lost_writes = backend.lost_writes
+            if extent.id in prepared.replaced:
+                for unit in live.units.values():
+                    unit.replace_medium()
             live.extent, live.backend = extent, backend or live.backend  # units hear of it with their targets
             self._limit(live)
         return retired
@@ -774,6 +799,7 @@ class Runtime:
         )
         unit.deliver = self.server.deliver
         unit.aborted = forget_aborted
+        unit.concluded = answer_aborted
         for sibling in live.units.values():
             unit.share_medium(sibling)
         live.reservations.units.add(unit)

@@ -200,10 +200,12 @@ class WorkerHandle:
         self._link.send(Ask(self._last, what, arguments))
         return future
 
-    def change(self, delta: Delta, discard_files: frozenset[int], clone_of: int | None) -> Change:
+    def change(
+        self, delta: Delta, discard_files: frozenset[int], clone_of: int | None, force: bool
+    ) -> Change:
         """Begin a change; ``decide`` must follow, whatever becomes of it."""
         prepared: asyncio.Future[None] = self._loop.create_future()
-        over = self.ask("change", delta, discard_files, clone_of)
+        over = self.ask("change", delta, discard_files, clone_of, force)
         self._change = Change(prepared, over)
 
         def ended(future: asyncio.Future[Any]) -> None:

@@ -376,12 +376,19 @@ class Supervisor(Owner):
         return self._config
 
     async def apply(
-        self, edit: Edit, *, discard_files: frozenset[int] = frozenset(), clone_of: int | None = None
+        self,
+        edit: Edit,
+        *,
+        discard_files: frozenset[int] = frozenset(),
+        clone_of: int | None = None,
+        force: bool = False,
     ) -> Configuration:
         """See ``Engine.apply``. It goes on to its end if who waits for it does not."""
-        return await asyncio.shield(self._keep_running(self._apply(edit, discard_files, clone_of)))
+        return await asyncio.shield(self._keep_running(self._apply(edit, discard_files, clone_of, force)))
 
-    async def _apply(self, edit: Edit, discard_files: frozenset[int], clone_of: int | None) -> Configuration:
+    async def _apply(
+        self, edit: Edit, discard_files: frozenset[int], clone_of: int | None, force: bool
+    ) -> Configuration:
         deadline = self._loop.time() + RESTART_PATIENCE_S
         while True:
             async with self._lock:
@@ -400,7 +407,7 @@ class Supervisor(Owner):
                 # now have to wait for it.
                 awaited = [member for member in absent if deltas[member.index].written.get("extents")]
                 if not awaited:
-                    await self._carry_out(new, plan, deltas, discard_files, clone_of)
+                    await self._carry_out(new, plan, deltas, discard_files, clone_of, force)
                     return new
             await self._wait_for(awaited[0], deadline)
 
@@ -418,6 +425,7 @@ class Supervisor(Owner):
         deltas: Mapping[int, Delta],
         discard_files: frozenset[int],
         clone_of: int | None,
+        force: bool,
     ) -> None:
         old, shares = self._config, self._shares
         work: dict[WorkerHandle, Change] = {}
@@ -427,7 +435,7 @@ class Supervisor(Owner):
                 continue
             discarded = frozenset(id for id in discard_files if shares.extents.get(id) == index)
             cloned = clone_of if clone_of is not None and shares.extents.get(clone_of) == index else None
-            work[member] = member.change(delta, discarded, cloned)
+            work[member] = member.change(delta, discarded, cloned, force)
         try:
             if work:
                 await asyncio.wait([change.prepared for change in work.values()])

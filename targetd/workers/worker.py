@@ -188,8 +188,10 @@ class _Worker:
 
     # -- services -----------------------------------------------------------------------------
 
-    async def change(self, delta: Delta, discard_files: frozenset[int], clone_of: int | None) -> None:
-        await self.runtime.carry_out(self._changed(delta), discard_files, clone_of)
+    async def change(
+        self, delta: Delta, discard_files: frozenset[int], clone_of: int | None, force: bool
+    ) -> None:
+        await self.runtime.carry_out(self._changed(delta), discard_files, clone_of, force)
 
     async def hand_on(self, delta: Delta) -> dict[int, State]:
         return await self.runtime.hand_on(self._changed(delta))

@@ -27,6 +27,8 @@ class MemoryEngine:
         self.applied = 0
         """Edits that changed something."""
         self.discarded: set[int] = set()
+        self.forced = 0
+        """Those of them that were to be done in any case."""
         self.cloned: list[int] = []
         self.sanitized: list[tuple[int, str, int]] = []
         self.faults: dict[int, str] = {}
@@ -44,7 +46,12 @@ class MemoryEngine:
         self._lock = asyncio.Lock()
 
     async def apply(
-        self, edit: Edit, *, discard_files: frozenset[int] = frozenset(), clone_of: int | None = None
+        self,
+        edit: Edit,
+        *,
+        discard_files: frozenset[int] = frozenset(),
+        clone_of: int | None = None,
+        force: bool = False,
     ) -> Configuration:
         async with self._lock:
             before = self.configuration
@@ -58,6 +65,7 @@ class MemoryEngine:
             self.configuration = after
             self.applied += 1
             self.discarded |= discard_files
+            self.forced += force
             if clone_of is not None:
                 self.cloned.append(clone_of)
             return after

@@ -815,3 +815,25 @@ async def test_sessions_are_listed_and_ended(api: Api) -> None:
     assert api.engine.negotiated == [4, 5]
     assert (await api.delete("session/4")).status == 204
     assert (await api.delete("session/4")).status == 404
+
+
+FORCE = [("extent/1/", "iscsi_target_extent_comment"), ("target/1/", "iscsi_target_alias")]
+
+
+@pytest.mark.parametrize(("path", "field"), FORCE)
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+async def test_what_sessions_rely_on_is_changed_by_force_alone(
+    api: Api, path: str, field: str, method: str
+) -> None:
+    """Whether it has to be is the engine's answer."""
+    await api.post("extent/", CREATE["extent"])
+    await api.post("target/", {"iscsi_target_name": "forced"})
+    for query, forced in (("", 0), ("?force=0", 0), ("?force=false", 0), ("?force=1", 1), ("?force=true", 2)):
+        answer = await api.request(method, path + query, {field: f"x{query.strip('?')}"})
+        assert (answer.status, api.engine.forced) == (202, forced)
+    answer = await api.request(method, f"{path}?force=perhaps", {field: "y"})
+    assert answer.status == 400
+    assert answer.json == {"error": "Invalid force 'perhaps' provided. Use 1 or 0."}
+    document = (await api.request("GET", "/api/v1.0/openapi.json")).json
+    places = document["paths"]["/api/v1.0/services/iscsi/" + path.replace("1", "{id}")]
+    assert places[method.lower()]["parameters"] == [{"$ref": "#/components/parameters/force"}]

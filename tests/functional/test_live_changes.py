@@ -14,7 +14,7 @@ from tests.initiator import SocketInitiator
 MIB = 1 << 20
 CAPACITY_CHANGED, LUNS_CHANGED, INQUIRY_CHANGED = (0x2A, 0x09), (0x3F, 0x0E), (0x3F, 0x03)
 MODE_CHANGED, MEDIUM_CHANGED, POWER_ON = (0x2A, 0x01), (0x28, 0x00), (0x29, 0x00)
-NO_UNIT, NO_MEDIUM, PROTECTED = (0x25, 0x00), (0x3A, 0x00), (0x27, 0x00)
+NO_UNIT, NO_MEDIUM, PROTECTED, NO_BLOCK = (0x25, 0x00), (0x3A, 0x00), (0x27, 0x00), (0x21, 0x00)
 
 
 def attentions(initiator: SocketInitiator, lun: int = 0) -> list[tuple[int, int]]:
@@ -131,6 +131,41 @@ def test_a_command_under_way_is_answered_whatever_is_edited(
             for resource, id in (("target", made.target_id), ("extent", made.extent_id)):
                 shared_daemon.api("DELETE", f"services/iscsi/{resource}/{id}/")
             made.path.unlink(missing_ok=True)
+
+
+def test_what_sessions_rely_on_is_changed_by_force_alone(shared_daemon: Daemon) -> None:
+    """409 names who is logged in. By force a command under way ends without touching the other medium."""
+    disk = shared_daemon.create_disk("forced", "2MB")
+    path = f"services/iscsi/extent/{disk.extent_id}/"
+    other = shared_daemon.extent_root / "forced-other.img"
+    other.write_bytes(b"\x99" * 2 * MIB)
+    same = shared_daemon.extent_root / "forced-link.img"
+    same.hardlink_to(disk.path)
+    changes = [
+        ("iscsi_target_extent_path", str(other), [MEDIUM_CHANGED], NO_MEDIUM),
+        ("iscsi_target_extent_blocksize", 4096, [CAPACITY_CHANGED], NO_BLOCK),
+        ("iscsi_target_extent_filesize", "1MB", [CAPACITY_CHANGED], NO_BLOCK),
+    ]
+    with log_in(shared_daemon, disk.iqn, "one") as one, log_in(shared_daemon, disk.iqn, "two") as two:
+        shared_daemon.expect(202, "PUT", path, {"iscsi_target_extent_path": str(same)})
+        assert attentions(one) == [], "another name of the same file"
+        one.answer_r2ts = False
+        for field, value, told, sense in changes:
+            lba = (2 * MIB - 128 * 1024) // (4096 if field.endswith("filesize") else 512)
+            data = b"\x5a" * 128 * 1024
+            cdb = cdbs.write10(lba, 32 if field.endswith("filesize") else 256)
+            task = one.send_command(cdb, data, unsolicited=0, immediate_data=0)
+            r2t = one.wait_for_r2t(task)
+            refused = shared_daemon.expect(409, "PUT", path, {field: value})
+            assert refused.keys() == {field}
+            for name in (":one", ":two"):
+                assert f"iqn.2003-01.org.example{name}" in refused[field][0]
+            shared_daemon.expect(202, "PUT", f"{path}?force=1", {field: value})
+            one.answer_r2t(task, r2t)
+            assert one.wait(task).additional_sense == sense
+            assert attentions(one) == attentions(two) == told
+        assert other.read_bytes() == b"\x99" * 2 * MIB
+    shared_daemon.delete_disk(disk)
 
 
 def test_what_initiators_have_set_up_survives_edits_of_something_else(shared_daemon: Daemon) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from protocol.enums import ScsiStatus
 from protocol.scsi.device import LogicalUnit, Reset, decode_lun, encode_lun
+from protocol.scsi.request import Request
 from protocol.scsi.sense import Sense
 from storage.base import Buffer
 from storage.memory import Memory
@@ -327,10 +328,31 @@ def test_another_medium_ends_what_was_meant_for_the_first() -> None:
     lane = HeldLane()
     disk = Disk(lane=lane, backend=Broken(BLOCK * BLOCKS))
     stuck = disk.start(WRITE, bytes(BLOCK))
-    assert disk.unit.replace_medium() == [stuck]
+    ended: dict[Request, Sense] = {}
+    disk.unit.concluded = ended.__setitem__
+    disk.unit.replace_medium()
+    assert ended == {stuck: Sense.MEDIUM_NOT_PRESENT}
     assert pending(disk, disk.unit) == [Sense.MEDIUM_MAY_HAVE_CHANGED]
     lane.release()
-    assert stuck not in disk.delivered, "the owner has answered it"
+    assert stuck not in disk.delivered
+
+
+@pytest.mark.parametrize(
+    ("change", "ended"),
+    [({"block_size": 4096}, [0, 1]), ({}, [1])],
+    ids=["another block size", "a smaller medium"],
+)
+def test_commands_whose_blocks_are_gone_are_answered(change: dict[str, object], ended: list[int]) -> None:
+    """SBC-3 §4.7: the capacity has changed; an LBA that was read before means another place, or none."""
+    lane = HeldLane()
+    disk = Disk(lane=lane, backend=Broken(BLOCK * BLOCKS))
+    under_way = [disk.start(f"2A00 {lba:08X} 00 0001 00", bytes(BLOCK)) for lba in (0, BLOCKS - 1)]
+    told: dict[Request, Sense] = {}
+    disk.unit.concluded = told.__setitem__
+    smaller = Broken(BLOCK * BLOCKS if change else BLOCK * BLOCKS // 2)
+    disk.unit.reconfigure(make_config(**change), smaller)
+    assert told == {under_way[number]: Sense.LBA_OUT_OF_RANGE for number in ended}
+    assert pending(disk, disk.unit) == [Sense.CAPACITY_DATA_CHANGED]
 
 
 def test_units_over_one_medium_are_reset_and_cleared_together() -> None:

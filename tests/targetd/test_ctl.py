@@ -159,6 +159,22 @@ async def test_tables_are_one_line_an_object_and_hold_no_secret(ctl: Ctl, tmp_pa
     ] == "twelve-chars"
 
 
+async def test_extents_and_targets_are_changed_by_force(
+    ctl: Ctl, engine: MemoryEngine, tmp_path: Path
+) -> None:
+    await good(ctl, "extent", "create", "--name", "e", "--type", "Memory", "--file-size", "1MB")
+    await good(ctl, "target", "create", "--name", "t")
+    await good(ctl, "extent", "update", "e", "--block-size", "4096")
+    assert engine.forced == 0
+    await good(ctl, "extent", "update", "e", "--block-size", "512", "--force")
+    await good(ctl, "target", "update", "t", "--logical-block-size", "4096", "--force")
+    assert engine.forced == 2
+    document = tmp_path / "document.toml"
+    document.write_text(dumps({"format": 1, "extent": [{"name": "e", "block_size": 2048}]}), encoding="utf-8")
+    await good(ctl, "import", document, "--force")
+    assert engine.forced == 3
+
+
 async def test_what_a_terminal_would_obey_does_not_reach_it(ctl: Ctl) -> None:
     await good(ctl, "portal", "update", 1, "--comment", "red [bold]x[/bold]\n\ttab")
     for command in ("list", "show 1"):
