@@ -439,7 +439,7 @@ TARGET: Final = Declaration(
         Field(
             attribute="queue_depth",
             wire="iscsi_target_queue_depth",
-            help_text="Commands that an initiator may have under way; 0 = command queueing off.",
+            help_text="Commands that an initiator may have under way, from now on; 0 = command queueing off.",
         ),
         Field(
             attribute="logical_block_size",

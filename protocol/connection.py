@@ -384,9 +384,18 @@ class Connection:
             if self.recovery is not None:
                 handlers[Opcode.SNACK_REQUEST] = self.recovery.snack
                 handlers = [self.recovery.noting(handler) for handler in handlers]
-            elif self.session is not None and self.session.target is not None:
-                handlers[Opcode.SCSI_COMMAND] = scsi_command_handler(self, self._scsi_command)
         self.framer.handlers = handlers
+        self.choose_path()
+
+    def choose_path(self) -> None:
+        """Which way SCSI commands go from now on (``protocol.fastpath``)."""
+        session = self.session
+        if self.phase != Phase.FULL_FEATURE or self.recovery is not None or session is None:
+            return
+        plain = session.target is not None and not session.withheld
+        self.framer.handlers[Opcode.SCSI_COMMAND] = (
+            scsi_command_handler(self, self._scsi_command) if plain else self._scsi_command
+        )
 
     def _ignore(self, view: memoryview, at: int, data: memoryview) -> None:
         """After logout nothing more is looked at."""
@@ -725,7 +734,11 @@ class Connection:
             return
         if session.tasks.pop(task.initiator_task_tag, None) is None:
             return
-        if not task.immediate:
+        if task.immediate:
+            pass
+        elif session.withheld:
+            session.retired()
+        else:
             session.max_cmd_sn = (session.max_cmd_sn + 1) & _MASK
         status = outcome.status
         data = outcome.data_in

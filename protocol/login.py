@@ -14,7 +14,7 @@ Rules:
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from protocol import chap
@@ -277,6 +277,7 @@ class LoginMachine:
             )
         if self._proof not in _PROVEN and not answer.methods & AuthMethod.NONE:
             return Refusal(LoginStatus.AUTHENTICATION_FAILURE, "CHAP was made a must during the login")
+        self._grant = replace(self._grant, queue_depth=answer.queue_depth)  # nothing that is negotiated
         return None
 
     def _result(self, request: LoginRequest) -> LoginResult:

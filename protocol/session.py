@@ -7,7 +7,7 @@ of command numbering and flow control (§4.2.2.1):
   connections of the session; one that comes early waits in ``held``, with the unsolicited data behind it.
 * ``max_cmd_sn`` is the last CmdSN the initiator may use now. It starts a queue depth ahead and moves on by
   one when a command *completes*, so what a session can have outstanding is bounded by its queue depth, and
-  the number never goes back.
+  the number never goes back: where the depth gets less, as many completions do not move it.
 
 ``SessionTable`` knows all sessions and decides what a login means: a new session, the same one again
 (session reinstatement, §6.3.5), one more connection, or the same connection again.
@@ -62,6 +62,7 @@ class Session:
         "commands",
         "connections",
         "created_at",
+        "depth",
         "ended",
         "exp_cmd_sn",
         "grant",
@@ -78,6 +79,7 @@ class Session:
         "tasks",
         "tsih",
         "user",
+        "withheld",
     )
 
     def __init__(self, number: int, tsih: int, login: "LoginResult", cmd_sn: int, now: float) -> None:
@@ -100,7 +102,12 @@ class Session:
         self.tasks: dict[int, Task] = {}
         """InitiatorTaskTag → SCSI command under way."""
         self.exp_cmd_sn = cmd_sn
-        self.max_cmd_sn = serial.add(cmd_sn, max(grant.queue_depth, 1) - 1)
+        self.depth = max(grant.queue_depth, 1)
+        """Commands that may be outstanding."""
+        self.withheld = 0
+        """Completions to come that do not open the window: it is to be narrower. While there are any, no
+        command goes by ``fastpath``, which does not know of them."""
+        self.max_cmd_sn = serial.add(cmd_sn, self.depth - 1)
         self.held: dict[int, DeferredPdu | None] = {}
         """CmdSN → the PDU that came before its turn; None where the number counts as used (``skip``)."""
         self._releasing = False
@@ -162,7 +169,25 @@ class Session:
 
     def retired(self) -> None:
         """A non-immediate command is over: the window opens by one."""
-        self.max_cmd_sn = (self.max_cmd_sn + 1) & _MASK
+        if self.withheld:
+            self.withheld -= 1
+            if not self.withheld:
+                self._choose_paths()
+        else:
+            self.max_cmd_sn = (self.max_cmd_sn + 1) & _MASK
+
+    def set_depth(self, queue_depth: int) -> None:
+        """Another queue depth, at once; the initiator sees it by MaxCmdSN of what it is sent next."""
+        change = max(queue_depth, 1) - self.depth
+        self.depth += change
+        before = self.withheld
+        self.withheld = max(before - change, 0)
+        self.max_cmd_sn = serial.add(self.max_cmd_sn, max(change - before, 0))
+        self._choose_paths()
+
+    def _choose_paths(self) -> None:
+        for connection in self.connections.values():
+            connection.choose_path()
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -315,6 +340,12 @@ class SessionTable:
             if self._last_tsih not in self._by_tsih:
                 return self._last_tsih
         return 0
+
+    def set_depth(self, target: "Target", queue_depth: int) -> None:
+        """Another queue depth for the sessions of a target."""
+        for session in self.sessions.values():
+            if session.target is target:
+                session.set_depth(queue_depth)
 
     def tell_luns_changed(self, target: "Target") -> None:
         """Tell the sessions of a target that its LUNs are others (RFC 7143 §11.9.1, event 0), once each.

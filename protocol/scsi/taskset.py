@@ -195,6 +195,11 @@ class TaskSet(ABC):
         self._begin_pauses()
         return pause
 
+    @property
+    def writing(self) -> bool:
+        """Something of this unit, or of one beside it, may be changing the medium now."""
+        return any(map(_writes, self._running))
+
     def go_on(self, pause: Pause) -> None:
         """End what ``hold_still`` began, or give it up."""
         pause.begun = None

@@ -200,6 +200,8 @@ class Runtime:
         self._next_look = self._next_survey = 0.0
         self._failures: deque[LoginFailure] = deque(maxlen=KEPT_FAILURES)
         self._stopping = False
+        self._leaving: asyncio.Task[None] | None = None
+        """Ends the sessions of a service that was stopped."""
         self._changes = self._changes_failed = self._events_lost = 0
         self._save_s = self._save_longest_s = 0.0
         self.server = Server(loop, lambda: self._view, self._note, self._tick, sessions=sessions)
@@ -236,7 +238,23 @@ class Runtime:
             validate(new, old)
             await self._carry_out(new, discard_files, clone_of, force)
             self.announce_change(old, new)
-            return new
+        if old.service_enabled and not new.service_enabled:
+            await self.stand_still()
+        return new
+
+    async def stand_still(self) -> None:
+        """After the service was stopped: until its sessions are gone, and nothing of theirs is being written.
+        Initiators that were asked to log out have their time for that."""
+        leaving = self._leaving
+        if leaving is not None:
+            await asyncio.wait({leaving})
+        deadline = self._loop.time() + LOGOUT_S
+        units = [unit for live in self._extents.values() for unit in live.units.values()]
+        while any(unit.writing for unit in units):
+            if self._loop.time() >= deadline:
+                log.error("the service has stopped, but a medium that hangs still has writes of its sessions")
+                return
+            await asyncio.sleep(0.05)
 
     async def carry_out(
         self,
@@ -703,9 +721,11 @@ class Runtime:
             self.controller.swap(new, prepared.controller)
         leaving = [session for session in table.sessions.values() if session.target in gone]
         if not new.service_enabled:
-            leaving = list(table.sessions.values())
-        if leaving:
-            self._keep_running(self._log_out(leaving, "target removed" if new.service_enabled else "stopped"))
+            self._leaving = self._keep_running(
+                self._log_out(list(table.sessions.values()), "the service was stopped")
+            )
+        elif leaving:
+            self._keep_running(self._log_out(leaving, "target removed"))
         for channel in self.server.channels:
             channel.connection.io_timeout_s = new.globals.io_timeout_s
             channel.connection.nop_interval_s = new.globals.nop_in_interval_s
@@ -856,6 +876,8 @@ class Runtime:
                     gone.append(self._targets.pop(id))
                 elif changed:
                     self.server.sessions.tell_luns_changed(scsi)
+                if target is not None and target.queue_depth != old.targets[id].queue_depth:
+                    self.server.sessions.set_depth(scsi, target.queue_depth)
             elif target is not None:
                 name = full_name(new.globals, target)
                 self._targets[id] = ScsiTarget(name, units, lane=self._spare_lane, now=time.time)

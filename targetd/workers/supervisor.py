@@ -386,6 +386,10 @@ class Supervisor(Owner):
         """See ``Engine.apply``. It goes on to its end if who waits for it does not."""
         return await asyncio.shield(self._keep_running(self._apply(edit, discard_files, clone_of, force)))
 
+    async def _stand_still(self) -> None:
+        """See ``Runtime.stand_still``."""
+        await asyncio.gather(self.front.stand_still(), self._of_all("stand_still"))
+
     async def _apply(
         self, edit: Edit, discard_files: frozenset[int], clone_of: int | None, force: bool
     ) -> Configuration:
@@ -408,8 +412,11 @@ class Supervisor(Owner):
                 awaited = [member for member in absent if deltas[member.index].written.get("extents")]
                 if not awaited:
                     await self._carry_out(new, plan, deltas, discard_files, clone_of, force)
-                    return new
+                    break
             await self._wait_for(awaited[0], deadline)
+        if old.service_enabled and not new.service_enabled:
+            await self._stand_still()
+        return new
 
     async def _wait_for(self, member: WorkerHandle, deadline: float) -> None:
         try:

@@ -257,6 +257,7 @@ SERVICES: dict[str, Callable[..., Awaitable[Any]]] = {
             "reset_lun",
             "sanitize",
             "sessions",
+            "stand_still",
         )
     },
 }

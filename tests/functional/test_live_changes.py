@@ -1,5 +1,7 @@
 """What the operator changes while sessions are open, and how initiators learn it: once each (SAM-5 §5.14)."""
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +10,8 @@ from protocol import bhs
 from protocol.enums import AsyncEvent, ScsiStatus
 from tests import cdbs
 from tests.daemon import HOST, Daemon, free_ports
-from tests.functional.sessions import attention, capacity, log_in, read, write
-from tests.initiator import SocketInitiator
+from tests.functional.sessions import attention, capacity, daemon_in, log_in, read, write
+from tests.initiator import ConnectionClosed, SocketInitiator
 
 MIB = 1 << 20
 CAPACITY_CHANGED, LUNS_CHANGED, INQUIRY_CHANGED = (0x2A, 0x09), (0x3F, 0x0E), (0x3F, 0x03)
@@ -166,6 +168,36 @@ def test_what_sessions_rely_on_is_changed_by_force_alone(shared_daemon: Daemon) 
             assert attentions(one) == attentions(two) == told
         assert other.read_bytes() == b"\x99" * 2 * MIB
     shared_daemon.delete_disk(disk)
+
+
+def test_a_stopped_service_has_no_session_left(tmp_path: Path) -> None:
+    """Initiators are asked to log out, then told that they are dropped; STOPPED: nobody writes any more."""
+    service = "services/services/iscsitarget/"
+    with daemon_in(tmp_path) as daemon:
+        disk = daemon.create_disk("stopped", "1MB")
+        leaves, stays = log_in(daemon, disk.iqn, "leaves"), log_in(daemon, disk.iqn, "stays")
+        stays.answer_r2ts = False
+        task = stays.send_command(cdbs.write10(0, 1), b"\x5a" * 512, unsolicited=0, immediate_data=0)
+        r2t = stays.wait_for_r2t(task)
+        with ThreadPoolExecutor(1) as pool:
+            stopping = pool.submit(daemon.expect, 200, "PUT", service, {"srv_enable": False})
+            asked = leaves.wait_for_async().expect(bhs.AsyncMessage)
+            assert asked.async_event == AsyncEvent.LOGOUT_REQUEST
+            assert write(leaves, 8, b"\xa5" * 512).good, "it may flush what it has"
+            leaves.logout()
+            assert stopping.result()["srv_state"] == "STOPPED"
+        assert daemon.expect(200, "GET", "services/iscsi/session/") == []
+        before = disk.path.read_bytes()
+        with pytest.raises(ConnectionClosed):
+            stays.answer_r2t(task, r2t)
+            stays.wait(task)
+        events = [pdu.expect(bhs.AsyncMessage).async_event for pdu in stays.asyncs]
+        assert events == [AsyncEvent.LOGOUT_REQUEST, AsyncEvent.SESSION_DROP]
+        assert disk.path.read_bytes() == before
+        assert before[8 * 512 : 9 * 512] == b"\xa5" * 512
+        daemon.expect(200, "PUT", service, {"srv_enable": True})
+        with log_in(daemon, disk.iqn) as again:
+            assert read(again, 0, 1) == bytes(512)
 
 
 def test_what_initiators_have_set_up_survives_edits_of_something_else(shared_daemon: Daemon) -> None:

@@ -121,6 +121,37 @@ def test_the_window_is_as_wide_as_the_queue_depth_whatever_happens() -> None:
     assert width() == 8
 
 
+@pytest.mark.parametrize("steps", [(2, 16), (16, 2), (3, 6), (0, 8), (5, 4, 3, 2), (4, 4)])
+def test_another_queue_depth_holds_at_once_and_the_window_never_moves_back(steps: tuple[int, ...]) -> None:
+    """RFC 7143 §4.2.2.1: MaxCmdSN never decreases. By both ways of commands, with some under way."""
+    target = MemoryTarget()
+    peer = target.logged_in()
+    session = only_session(target)
+    peer.answer_r2ts = False
+    under_way = peer.send_command(cdbs.write10(0, 1), bytes(512), immediate_data=0, unsolicited=0)
+    r2t = peer.wait_for_r2t(under_way)
+    last = session.max_cmd_sn
+
+    def command() -> None:
+        nonlocal last
+        assert peer.command(cdbs.read10(0, 1), read=512).good
+        assert last <= session.max_cmd_sn
+        last = session.max_cmd_sn
+
+    for depth in steps:
+        session.set_depth(depth)
+        assert last <= session.max_cmd_sn
+        if depth < 2:
+            peer.answer_r2t(under_way, r2t)
+            peer.wait(under_way)
+        for _ in range(20):
+            command()
+        outstanding = len(session.tasks)
+        assert session.max_cmd_sn - session.exp_cmd_sn + 1 + outstanding == max(depth, 1)
+        (connection,) = session.connections.values()
+        assert connection.framer.handlers[1] != connection._scsi_command, "the fast path is taken again"
+
+
 def test_no_more_than_the_queue_depth_is_ever_outstanding() -> None:
     target = MemoryTarget()
     peer = target.logged_in()
