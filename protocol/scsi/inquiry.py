@@ -116,23 +116,25 @@ def _t10_identifier(config: "UnitConfig") -> bytes:
 
 
 def _device_identification(unit: "LogicalUnit", nexus: Nexus) -> bytes:
-    """83h. The NAA designator is the unit's alone, and its last: copy managers take it for the address
-    of the unit in EXTENDED COPY."""
+    """83h: the logical unit's designators first, whose place and length no name of a target changes.
+
+    Who asks with a short allocation length (udev's scsi_id: 254 bytes) sees the unit whole. The NAA
+    designator is the unit's only one of its kind: copy managers address the unit by it (SPC-4 §6.4.5.3).
+    """
     config = unit.config
-    page = _designator(_DEVICE, _NAME_STRING, _UTF8, _name_string(nexus.target_name))
-    page += _designator(_PORT, _NAME_STRING, _UTF8, _name_string(nexus.target_port))
+    page = _designator(_UNIT, _T10, _ASCII, _t10_identifier(config))
+    naa = _naa(config)
+    if naa:
+        page += _designator(_UNIT, _NAA, _BINARY, naa)
+        page += _designator(_UNIT, _NAME_STRING, _UTF8, _name_string("naa." + naa.hex().upper()))
+    if config.eui64:
+        page += _designator(_UNIT, _EUI64, _BINARY, config.eui64)
     page += _designator(
         _PORT, _RELATIVE_PORT, _BINARY, b"\0\0" + nexus.relative_target_port.to_bytes(2, "big")
     )
     page += _designator(_PORT, _PORT_GROUP, _BINARY, b"\0\0" + TARGET_PORT_GROUP.to_bytes(2, "big"))
-    page += _designator(_UNIT, _T10, _ASCII, _t10_identifier(config))
-    naa = _naa(config)
-    if naa:
-        page += _designator(_UNIT, _NAME_STRING, _UTF8, _name_string("naa." + naa.hex().upper()))
-    if config.eui64:
-        page += _designator(_UNIT, _EUI64, _BINARY, config.eui64)
-    if naa:
-        page += _designator(_UNIT, _NAA, _BINARY, naa)
+    page += _designator(_PORT, _NAME_STRING, _UTF8, _name_string(nexus.target_port))
+    page += _designator(_DEVICE, _NAME_STRING, _UTF8, _name_string(nexus.target_name))
     return page
 
 

@@ -126,6 +126,64 @@ def test_what_copy_managers_take_for_the_address_is_the_naa(eui64: bytes) -> Non
     assert [d[0] for d in usable if d[1] == 3] == [0], "NAA for the unit only"
 
 
+# -- what udev's scsi_id makes of page 83h -------------------------------------------------------------
+
+SCSI_ID_BUFFER = 254
+"""The allocation length that scsi_id asks with (SCSI_INQ_BUFF_LEN)."""
+SEARCH_LIST = ((3, 6, 1), (3, 5, 1), (3, None, 1), (2, None, 1), (1, None, 2), (1, None, 1))
+"""(designator type, NAA or any, code set) in the order in which scsi_id prefers them."""
+LOW_BYTE_ONLY, BOTH_BYTES = 0x00FF, 0xFFFF
+"""Older releases of udev read the low byte of PAGE LENGTH alone, later ones both."""
+
+
+def scsi_id(page_83: bytes, length_mask: int = BOTH_BYTES) -> str:
+    """ID_SERIAL: the first designator of the unit that the list prefers; empty: none was found."""
+    seen = page_83[:SCSI_ID_BUFFER].ljust(SCSI_ID_BUFFER + 4, b"\0")
+    end = (int.from_bytes(page_83[2:4], "big") & length_mask) + 3
+    for kind, naa, code_set in SEARCH_LIST:
+        at = 4
+        while at <= min(end, SCSI_ID_BUFFER - 4):
+            value = seen[at + 4 : at + 4 + seen[at + 3]]
+            if (
+                not seen[at + 1] & 0x30
+                and (seen[at + 1] & 15, seen[at] & 15) == (kind, code_set)
+                and naa in (None, value[0] >> 4)
+            ):
+                return f"{kind}{value.decode() if code_set == 2 else value.hex()}"
+            at += 4 + seen[at + 3]
+    return ""
+
+
+def _of_length(length: int) -> str:
+    """A target's name of so many characters, as FreeNAS and CSI drivers make them."""
+    return ("iqn.2011-03.org.example.istgt:" + "pvc-8d1d9f52-0a8b-4d3e-93f3" * 8)[:length].ljust(length, "x")
+
+
+@pytest.mark.parametrize("length", [6, 51, 63, 96, 200, 223])
+def test_scsi_id_tells_two_units_of_a_target_apart_whatever_its_name(length: int) -> None:
+    """The unit's designators stand first: a long name moves none of them out of a short buffer."""
+    nexus = make_nexus(target="eui.02" if length == 6 else _of_length(length))
+    serials = []
+    for number in (1, 2):
+        naa = f"0x6025447{number:025x}"
+        disk = Disk(naa=naa, serial=f"SERIAL{number}")
+        disk.login(nexus)
+        data = disk.read("1201 83 0400 00", nexus=nexus)
+        assert scsi_id(data) == f"3{naa[2:]}"
+        serials.append(scsi_id(data, LOW_BYTE_ONLY))
+    assert serials[0] != serials[1]
+
+
+def test_the_unit_comes_before_its_port_and_its_target() -> None:
+    """SPC-4 leaves the order open; T10, NAA and name within the first 128 bytes whoever the target is."""
+    nexus = make_nexus(target=_of_length(223))
+    disk = Disk()
+    disk.login(nexus)
+    data = disk.read("1201 83 0400 00", nexus=nexus)
+    assert [d[:2] for d in designators(data)] == [(0, 1), (0, 3), (0, 8), (1, 4), (1, 5), (1, 8), (2, 8)]
+    assert [d[:2] for d in designators(data[:127])] == [(0, 1), (0, 3), (0, 8)]
+
+
 def field(data: bytes, at: int, length: int) -> int:
     return int.from_bytes(data[at : at + length], "big")
 
