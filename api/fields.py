@@ -237,8 +237,9 @@ EXTENT: Final = Declaration(
         Field(
             attribute="naa",
             wire="iscsi_target_extent_naa",
-            help_text="NAA identifier in VPD page 83h; made once, never changed.",
-            read_only=True,
+            help_text="NAA identifier in VPD page 83h: 0x and 32 hexadecimal digits, or 16. Made if not "
+            "given at creation; no other extent has it, and it never changes.",
+            convert=str.lower,
         ),
         Field(
             attribute="insecure_tpc",
@@ -249,7 +250,7 @@ EXTENT: Final = Declaration(
         Field(
             attribute="serial",
             wire="iscsi_target_extent_serial",
-            help_text="Serial number in VPD page 80h; made if not given.",
+            help_text="Serial number in VPD page 80h; made if not given. No other extent has it.",
         ),
         Field(
             attribute="block_size",

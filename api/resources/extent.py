@@ -27,8 +27,10 @@ from targetd.config import (
     REQUIRED,
     SIZED,
     VOLATILE,
+    ConfigError,
     Configuration,
     Extent,
+    extent_serial_given,
     make_extent_serial,
     make_naa,
     next_id,
@@ -40,6 +42,7 @@ __all__ = ["ExtentResource"]
 
 ZVOLS = "/dev/zvol/"
 
+NAA_STAYS = "It is {} for good: initiators know the disk by it. Make another extent to have another."
 NOT_CLONED = "Only a File extent can be cloned."
 
 INHERITED = tuple(
@@ -124,17 +127,18 @@ class ExtentResource(CollectionResource):
                 values["path"] = "/dev/null"  # for the trial run that looks for further errors
 
     def create(self, config: Configuration, id: int, values: Mapping[str, Any]) -> Configuration:
-        naa = make_naa(secrets.randbits(100))
-        serial = values.get("serial", "")
-        made = {"naa": naa, "serial": serial or make_extent_serial(naa), "serial_given": bool(serial)}
-        return super().create(config, id, {**values, **made})
+        naa = values.get("naa") or make_naa(secrets.randbits(100))
+        serial = values.get("serial") or make_extent_serial(naa)
+        given = extent_serial_given(naa, serial)
+        return super().create(config, id, {**values, "naa": naa, "serial": serial, "serial_given": given})
 
     def update(self, config: Configuration, stored: Extent, values: Mapping[str, Any]) -> Configuration:
-        serial = values.get("serial", stored.serial)
-        if not serial:
-            values = {**values, "serial": make_extent_serial(stored.naa), "serial_given": False}
-        elif serial != stored.serial:
-            values = {**values, "serial_given": True}
+        if values.get("naa", stored.naa) not in ("", stored.naa):
+            raise ConfigError.one("extents", "naa", NAA_STAYS.format(stored.naa), stored.id)
+        serial = values.get("serial", stored.serial) or make_extent_serial(stored.naa)
+        values = {**values, "naa": stored.naa, "serial": serial}
+        if serial != stored.serial:
+            values["serial_given"] = extent_serial_given(stored.naa, serial)
         return super().update(config, stored, values)
 
     def register(self, router: Router) -> None:

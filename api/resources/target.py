@@ -22,6 +22,7 @@ from targetd.config import (
     first_group,
     next_id,
     replace_object,
+    target_serial_given,
 )
 
 __all__ = ["TargetResource"]
@@ -62,7 +63,11 @@ class TargetResource(CollectionResource):
         target = super().create(
             config,
             id,
-            {**own, "serial": serial or default_target_serial(id), "serial_given": bool(serial)},
+            {
+                **own,
+                "serial": serial or default_target_serial(id),
+                "serial_given": target_serial_given(serial),
+            },
         )
         return _with_grant(target, id, None, grant)
 
@@ -72,7 +77,7 @@ class TargetResource(CollectionResource):
         if not serial:
             own |= {"serial": default_target_serial(stored.id), "serial_given": False}
         elif serial != stored.serial:
-            own["serial_given"] = True
+            own["serial_given"] = target_serial_given(serial)
         changed = super().update(config, stored, own)
         return _with_grant(changed, stored.id, first_group(config, stored.id), grant)
 

@@ -14,6 +14,7 @@ other objects refer to a credential group by tag and to everything else by id.
     lookups.py    who has this name, what names that id
     errors.py     ConfigError: everything wrong, by object and attribute
     edits.py      new configurations from old, identifiers, differences
+    serials.py    what units show in VPD page 80h
     checks.py     validate
 
 Import from here; the modules within are nobody else's business.
@@ -25,6 +26,7 @@ from targetd.config.editing import (
     add,
     default_target_serial,
     diff,
+    extent_serial_given,
     fresh,
     make_extent_serial,
     make_naa,
@@ -34,6 +36,7 @@ from targetd.config.editing import (
     normalise,
     remove,
     replace_object,
+    target_serial_given,
 )
 from targetd.config.errors import WHOLE, ConfigError, Problem
 from targetd.config.fields import (
@@ -95,6 +98,7 @@ from targetd.config.resources import (
     TargetGroup,
     objects,
 )
+from targetd.config.serials import unit_serial
 from targetd.config.validation import MAX_NAME_BYTES, validate
 
 __all__ = [
@@ -142,6 +146,7 @@ __all__ = [
     "credentials_by_tag",
     "default_target_serial",
     "diff",
+    "extent_serial_given",
     "first_group",
     "fresh",
     "full_name",
@@ -167,5 +172,7 @@ __all__ = [
     "split_list",
     "split_location",
     "target_named",
+    "target_serial_given",
+    "unit_serial",
     "validate",
 ]

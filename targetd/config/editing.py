@@ -4,6 +4,7 @@ They keep the shape right (ids never reused, no reference left to nothing); whet
 sense is for ``validate``.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, TypeVar, cast
@@ -36,6 +37,7 @@ __all__ = [
     "add",
     "default_target_serial",
     "diff",
+    "extent_serial_given",
     "fresh",
     "make_extent_serial",
     "make_naa",
@@ -45,6 +47,7 @@ __all__ = [
     "normalise",
     "remove",
     "replace_object",
+    "target_serial_given",
 ]
 
 _R = TypeVar("_R", Extent, InitiatorGroup, AuthCredential, Portal, Target, TargetGroup, LunMapping)
@@ -147,9 +150,21 @@ def make_extent_serial(naa: str) -> str:
     return naa[-16:]
 
 
+def extent_serial_given(naa: str, serial: str) -> bool:
+    """Whether somebody chose it: what is made from the NAA identifier, and comes back with it in an import
+    or a copied body, nobody did."""
+    return serial not in ("", make_extent_serial(naa))
+
+
 def default_target_serial(id: int) -> str:
     """istgt's rule (§5.5)."""
     return str(10000000 + id)
+
+
+def target_serial_given(serial: str) -> bool:
+    """Whether somebody chose it: one of istgt's rule, of whatever id, is no choice. FreeNAS gave every target
+    that of id 1, clients send it back, and a document brings that of another id from another daemon."""
+    return bool(serial) and not re.fullmatch("1[0-9]{7}", serial)
 
 
 def normalise(obj: _R) -> _R:

@@ -42,6 +42,7 @@ from targetd.config.resources import (
     Resource,
     objects,
 )
+from targetd.config.serials import MAPPINGS_AT, shared_serials
 
 __all__ = ["MAX_NAME_BYTES", "validate"]
 
@@ -176,7 +177,7 @@ _UNIQUE = (
     _Unique(Index("extents", lambda _, e: e.name), "name", lambda e: "Extent name must be unique"),
     _Unique(Index("extents", lambda _, e: e.naa or None), "naa", lambda e: "Extent NAA must be unique"),
     _Unique(
-        Index("lun_mappings", lambda _, m: (m.target_id, m.lun)),
+        MAPPINGS_AT,
         "lun",
         lambda m: "LUN ID is already being used for this target.",
     ),
@@ -382,6 +383,7 @@ def validate(config: Configuration, since: Configuration | None = None) -> None:
         problems.extend(_shared_addresses(config, changes))
         problems.extend(_dangling(config, changes))
         if since is not None:
+            problems.extend(shared_serials(config, changes, since))
             for where, id, obj, was in written:
                 problems.extend(_tags_as_written(config, where, obj, was, id))
     if not problems:  # of addresses that can be read

@@ -18,7 +18,7 @@ from protocol.scsi.reservations import Reservations
 from protocol.scsi.taskset import Throttle
 from storage.base import Backend, Space
 from storage.open import ExtentKind, ExtentSpec, PathError, open_backend, resolve_path
-from targetd.config import ConfigError, Extent, ExtentType, LunMapping, Target
+from targetd.config import ConfigError, Extent, ExtentType, LunMapping, Target, unit_serial
 from targetd.system.threads import WorkerThreads
 from targetd.volumes import volume_file
 
@@ -62,12 +62,9 @@ class Appearance:
 
 def appearance(extent: Extent, target: Target, mapping: LunMapping) -> Appearance:
     """How ``target`` shows ``extent`` (api-semantics §5.2: who wins where both have a say)."""
-    serial = extent.serial
-    if not extent.serial_given and target.serial_given:
-        serial = f"{target.serial}{mapping.lun}"
     return Appearance(
         block_size=extent.block_size if target.logical_block_size == 512 else target.logical_block_size,
-        serial=serial,
+        serial=unit_serial(extent, target, mapping.lun),
         read_only=extent.read_only or target.flags == "ro",
     )
 

@@ -401,19 +401,20 @@ async def test_numbers_that_are_texts_stay_texts(api: Api) -> None:
     assert answer.json["iscsi_target_extent_rpm"] == "Unknown"
 
 
+NAA_6, NAA_5 = "0x6589CFC000000A1B2C3D4E5F60718293", "0x5000c500a1b2c3d4"
+
+
 async def test_identifiers_of_an_extent_never_change(api: Api) -> None:
     made = await extent(api)
     naa, serial = made["iscsi_target_extent_naa"], made["iscsi_target_extent_serial"]
     assert naa.startswith("0x6")
-    answer = await api.put(
-        "extent/1/",
-        {
-            "iscsi_target_extent_naa": "0x1",
-            "iscsi_target_extent_name": "f",
-            "iscsi_target_extent_legacy": True,
-        },
-    )
-    assert answer.json["iscsi_target_extent_naa"] == naa
+    answer = await api.put("extent/1/", {"iscsi_target_extent_naa": NAA_6})
+    assert answer.status == 409
+    assert naa in answer.json["iscsi_target_extent_naa"][0]
+    body = {"iscsi_target_extent_name": "f", "iscsi_target_extent_legacy": True}
+    for same in (naa, naa.upper().replace("X", "x"), "", None):
+        answer = await api.put("extent/1/", {**body, "iscsi_target_extent_naa": same})
+        assert (answer.status, answer.json["iscsi_target_extent_naa"]) == (202, naa), same
     assert answer.json["iscsi_target_extent_legacy"] is False
     assert not api.engine.configuration.extents[1].serial_given
     answer = await api.put("extent/1/", {"iscsi_target_extent_serial": "mine"})
@@ -421,6 +422,32 @@ async def test_identifiers_of_an_extent_never_change(api: Api) -> None:
     answer = await api.put("extent/1/", {"iscsi_target_extent_serial": ""})
     assert answer.json["iscsi_target_extent_serial"] == serial
     assert not api.engine.configuration.extents[1].serial_given
+
+
+@pytest.mark.parametrize(
+    ("naa", "serial", "shown", "given"),
+    [
+        (NAA_6, "", "2c3d4e5f60718293", False),
+        (NAA_6, "2c3d4e5f60718293", "2c3d4e5f60718293", False),
+        (NAA_6, "mine", "mine", True),
+        (NAA_5, "", "5000c500a1b2c3d4", False),
+    ],
+)
+async def test_a_rebuilt_extent_gets_the_identifiers_that_it_had(
+    api: Api, naa: str, serial: str, shown: str, given: bool
+) -> None:
+    """A serial number made from the NAA identifier comes back as what it was: nobody's choice."""
+    made = await extent(api, iscsi_target_extent_naa=naa, iscsi_target_extent_serial=serial)
+    assert made["iscsi_target_extent_naa"] == naa.lower()
+    assert made["iscsi_target_extent_serial"] == shown
+    assert api.engine.configuration.extents[1].serial_given is given
+
+
+@pytest.mark.parametrize("naa", ["6589", "0x" + "6" * 31, "0x1" + "0" * 15, "naa.5000c500a1b2c3d4"])
+async def test_an_naa_identifier_is_one_of_the_standard(api: Api, naa: str) -> None:
+    body = {**FILE, "iscsi_target_extent_name": "e", "iscsi_target_extent_naa": naa}
+    answer = await api.post("extent/", body)
+    assert (answer.status, list(answer.json)) == (409, ["iscsi_target_extent_naa"])
 
 
 @pytest.mark.parametrize(
@@ -668,6 +695,13 @@ async def test_target_serials(api: Api) -> None:
     assert (await api.put("target/2/", {"iscsi_target_serial": "x"})).json["iscsi_target_serial"] == "x"
     assert api.engine.configuration.targets[2].serial_given
     assert (await api.put("target/2/", {"iscsi_target_serial": ""})).json["iscsi_target_serial"] == "10000002"
+
+
+async def test_a_target_serial_of_istgts_rule_was_chosen_by_nobody(api: Api) -> None:
+    """FreeNAS gave that of id 1 to all, clients send it back, and imports bring that of another id."""
+    made = await api.made("target/", iscsi_target_name="a", iscsi_target_serial="10000007")
+    assert made["iscsi_target_serial"] == "10000007"
+    assert not api.engine.configuration.targets[1].serial_given
 
 
 # -- targettoextent ------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def write_protected(initiator: SocketInitiator, lun: int) -> tuple[bool, bool]:
     return bool(six[2] & 0x80), bool(ten[3] & 0x80)
 
 
-T10_ID = b"TARGETD iSCSI Disk      SN-7"
+T10_ID = b"TARGETD iSCSI Disk      SN-"
 
 CASES: list[tuple[dict[str, Any], See, Any]] = [
     ({}, block_length, 512),
@@ -91,8 +91,9 @@ CASES: list[tuple[dict[str, Any], See, Any]] = [
     ({"pblocksize": True}, physical_exponent, 0),
     ({"pblocksize": True}, transfer_granularity, 1),
     ({"serial": "SN-7"}, lambda i, lun: page(i, lun, 0x80), b"SN-7"),
-    ({"serial": "SN-7"}, lambda i, lun: designators(i, lun)[1], T10_ID.ljust(55)),
-    ({"serial": "SN-7", "xen": True}, lambda i, lun: designators(i, lun)[1], T10_ID),
+    ({"serial": "SN-8"}, lambda i, lun: designators(i, lun)[1], (T10_ID + b"8").ljust(55)),
+    ({"serial": "SN-9", "xen": True}, lambda i, lun: designators(i, lun)[1], T10_ID + b"9"),
+    ({"naa": "0x5000c500a1b2c3d4"}, lambda i, lun: designators(i, lun)[3].hex(), "5000c500a1b2c3d4"),
     ({"rpm": "7200"}, rotation, 7200),
     ({"rpm": "Unknown"}, rotation, 0),
     ({"ro": True}, write_protected, (True, True)),

@@ -19,6 +19,7 @@ from aiohttp.test_utils import TestServer
 
 from api.app import COLLECTIONS, make_app
 from api.auth import Account, Authenticator, hash_password
+from targetd.config import Configuration, unit_serial
 from targetd.ctl import main, progress
 from targetd.ctl.client import Client, CtlError
 from targetd.ctl.document import dumps, loads
@@ -399,6 +400,40 @@ async def test_an_export_imports_into_another_daemon_and_then_changes_nothing(
     assert sorted(line for line in left.out.splitlines()) == ["- extent disk9", "- target x", "- target y"]
     await good(ctl, "import", "--delete", file)
     assert (await good(ctl, "export")).out == file.read_text()
+    await server.close()
+
+
+async def test_a_rebuilt_daemon_shows_its_disks_under_the_identifiers_that_they_had(
+    ctl: Ctl, engine: MemoryEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NAA identifiers, serial numbers, and whether the extent's or the target's is shown."""
+    for target, serial in (("chosen", "CHOSEN"), ("made", "")):
+        await good(ctl, "target", "create", "--name", target, "--serial", serial)
+    for name, serial in (("a", ""), ("b", "MINE"), ("c", "")):
+        await good(
+            ctl, "extent", "create", "--name", name, "--type", "File", "--path", f"/mnt/{name}",
+            "--file-size", "1MB", "--serial", serial,
+        )  # fmt: skip
+    for target, extent in (("chosen", "a"), ("chosen", "b"), ("made", "c")):
+        await good(ctl, "targettoextent", "create", "--target", target, "--extent", extent)
+    file = tmp_path / "all.toml"
+    await good(ctl, "export", file)
+
+    other = MemoryEngine()
+    server = await served(other)
+    monkeypatch.setenv("ISCSI_TARGETCTL_URL", f"http://{server.host}:{server.port}")
+    await good(ctl, "target", "create", "--name", "x")  # so that ids differ
+    await good(ctl, "import", "--delete", file)
+
+    def shown(config: Configuration) -> dict[tuple[str, int], tuple[str, str]]:
+        found = {}
+        for mapping in config.lun_mappings.values():
+            extent, target = config.extents[mapping.extent_id], config.targets[mapping.target_id]
+            found[target.name, mapping.lun] = (extent.naa, unit_serial(extent, target, mapping.lun))
+        return found
+
+    assert shown(other.configuration) == shown(engine.configuration)
+    assert {serial for _, serial in shown(other.configuration).values()} >= {"CHOSEN0", "MINE"}
     await server.close()
 
 

@@ -639,3 +639,81 @@ def test_a_change_to_a_large_configuration_is_judged_in_milliseconds() -> None:
         return min(times)
 
     assert best(add_lun) < best(lambda: validate(config)) / 10
+
+
+# -- serial numbers -----------------------------------------------------------------------------------
+
+
+def _serials(**given: str) -> Configuration:
+    """``small()`` with serial numbers as chosen by somebody: extent1="X", target2="Y"."""
+    config = small()
+    for name, serial in given.items():
+        collection: Collection = "extents" if name.startswith("extent") else "targets"
+        obj = getattr(config, collection)[int(name[-1])]
+        config = replace_object(config, collection, replace(obj, serial=serial, serial_given=True))
+    return config
+
+
+SERIALS: list[tuple[str, dict[str, str], Collection, dict[str, Any], int, tuple[str, str] | None]] = [
+    # what is there, what is written where, and in which field of it another's serial number is
+    ("of another extent", {"extent1": "SN"}, "extents", {"serial": "SN"}, 3, ("serial", "extent1")),
+    ("another in case", {"extent1": "SN"}, "extents", {"serial": "sn"}, 3, None),
+    ("its own again", {"extent1": "SN"}, "extents", {"name": "other"}, 1, None),
+    (
+        "of another through its target",
+        {"target1": "A"},
+        "extents",
+        {"serial": "A1"},
+        3,
+        ("serial", "extent2"),
+    ),
+    ("of its own through its target", {"target1": "A"}, "extents", {"serial": "A1"}, 2, None),
+    ("two targets with one", {"target1": "A"}, "targets", {"serial": "A"}, 2, None),  # LUNs 0, 1 and 5
+    ("digits run together", {"target1": "A"}, "lun_mappings", {"lun": 11}, 2, None),
+]
+
+
+@pytest.mark.parametrize(("_", "there", "collection", "written", "id", "wrong"), SERIALS)
+def test_no_two_extents_show_one_serial_number(
+    _: str,
+    there: dict[str, str],
+    collection: Collection,
+    written: dict[str, Any],
+    id: int,
+    wrong: tuple[str, str] | None,
+) -> None:
+    """VPD 80h and the T10 designator are the disk's for whoever goes by them."""
+    before = _serials(**there)
+    given = {"serial_given": True} if "serial" in written else {}
+    obj = replace(getattr(before, collection)[id], **written, **given)
+    found = problems(replace_object(before, collection, obj), before)
+    if wrong is None:
+        assert not found
+    else:
+        ((where, found_id, attribute, message),) = found
+        assert (where, found_id, attribute) == (collection, id, wrong[0])
+        assert wrong[1] in message
+
+
+def test_a_lun_that_would_show_anothers_serial_number_is_refused() -> None:
+    """LUN 11 of a target with ``A`` is A11; so is LUN 1 of a target with ``A1``."""
+    config = _serials(target1="A", target2="A1")
+    config = replace_object(config, "lun_mappings", replace(config.lun_mappings[2], lun=11))  # extent2: A11
+    validate(config)
+    wrong = add(config, "lun_mappings", LunMapping(id=4, target_id=2, extent_id=3, lun=1))
+    ((where, id, attribute, message),) = problems(wrong, config)
+    assert (where, id, attribute) == ("lun_mappings", 4, WHOLE)
+    assert "A11" in message and "extent2" in message and "extent3" in message
+    same = add(config, "lun_mappings", LunMapping(id=4, target_id=2, extent_id=2, lun=1))
+    assert not problems(same, config)
+    renamed = replace_object(wrong, "targets", replace(config.targets[2], serial="B", serial_given=True))
+    assert not problems(renamed, config)
+    back = replace_object(renamed, "targets", replace(renamed.targets[2], serial="A1"))
+    assert {problem[:3] for problem in problems(back, renamed)} == {("targets", 2, "serial")}
+
+
+def test_serial_numbers_that_were_shared_before_stand_in_the_way_of_no_other_change() -> None:
+    config = _serials(extent1="SN")
+    config = replace_object(config, "extents", replace(config.extents[2], serial="SN"))
+    changed = replace_object(config, "extents", replace(config.extents[2], comment="old"))
+    assert not problems(changed, config)
