@@ -18,6 +18,7 @@ from targetd.config import (
     full_name,
     make_extent_serial,
     make_naa,
+    mappings_by_target,
     next_id,
     split_address,
 )
@@ -76,6 +77,11 @@ async def offer_demo(engine: Engine, root: Path, api_url: str, password_file: Pa
 
     config = await engine.apply(edit)
     target = next(target for target in config.targets.values() if target.name == NAME)
+    extents = [mapping.extent_id for mapping in mappings_by_target(config).get(target.id, ())]
+    for id, status in (await engine.extent_statuses(extents)).items():
+        if status != "ok":
+            print(f"The demo target's disk {config.extents[id].path} is not ready: {status}.", flush=True)
+            return
     print(_instructions(config, target, api_url, password_file), flush=True)
 
 

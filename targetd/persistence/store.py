@@ -16,6 +16,7 @@ What is promised:
   as it is, not even opened for writing: it is looked at through a connection that cannot write, or in a copy
   where a log or journal beside it has to be played back first.
 - An older schema is migrated in one transaction, after a copy of the file was put beside it.
+- A state directory can be renamed or moved: files of extents below it are kept relative to it.
 """
 
 import asyncio
@@ -42,6 +43,7 @@ from targetd.config import (
     COLLECTIONS,
     Collection,
     Configuration,
+    Extent,
     FieldRule,
     GlobalConfiguration,
     Resource,
@@ -131,6 +133,21 @@ def _values(obj: Resource | GlobalConfiguration) -> dict[str, Any]:
     return {name: getattr(obj, name) for name in rules(type(obj))}
 
 
+def _row(obj: Resource, directory: Path) -> dict[str, Any]:
+    """As it is kept; the file of an extent below ``directory``, that of the store, relative to it."""
+    values = _values(obj)
+    if isinstance(obj, Extent) and obj.type == "File":
+        values["path"] = migrations.relative(obj.path, directory)
+    return values
+
+
+def _object(cls: type[Resource], row: Mapping[str, Any], directory: Path) -> Resource:
+    """What ``_row`` has kept."""
+    if cls is Extent:
+        return cls(**{**row, "path": migrations.absolute(row["path"], directory)})
+    return cls(**row)
+
+
 # -- The store -----------------------------------------------------------------------------------------
 
 
@@ -175,7 +192,8 @@ class Store:
         async with self._transaction() as connection:
             for collection, cls in COLLECTIONS.items():
                 rows = await connection.execute(sa.select(_TABLES[collection]).order_by("id"))
-                parts[collection] = {row.id: cls(**row._mapping) for row in rows}
+                found = (_object(cls, dict(row._mapping), self.path.parent) for row in rows)
+                parts[collection] = {obj.id: obj for obj in found}
             rows = await connection.execute(sa.select(_LAST_IDS))
             parts["last_ids"] = {row.collection: row.last_id for row in rows}
             row = (await connection.execute(sa.select(_GLOBALS))).first()
@@ -204,7 +222,8 @@ class Store:
                     if collection == "extents":
                         await connection.execute(_FORGET, [{"gone": f"{id}/*"} for id in change.removed])
                 if change.written:
-                    await connection.execute(_put(table), [_values(obj) for obj in change.written.values()])
+                    written = [_row(obj, self.path.parent) for obj in change.written.values()]
+                    await connection.execute(_put(table), written)
             ids = [
                 {"collection": collection, "last_id": id}
                 for collection, id in new.last_ids.items()
@@ -442,7 +461,7 @@ def _migrate(path: Path, version: str | None) -> None:
                 METADATA.create_all(connection, checkfirst=False)
                 migrations.stamp(connection)
             else:
-                migrations.upgrade(connection)
+                migrations.upgrade(connection, directory=path.parent)
             connection.exec_driver_sql(f"PRAGMA application_id={_APPLICATION_ID}")
     finally:
         engine.dispose()

@@ -21,7 +21,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, given, settings
 
-from targetd.config import Configuration, Target, add, fresh, next_id, remove, validate
+from targetd.config import Configuration, Target, add, fresh, next_id, remove, rules, validate
 from targetd.persistence import migrations
 from targetd.persistence.interface import UNITS
 from targetd.persistence.store import METADATA, Store, StoreError
@@ -112,6 +112,51 @@ def test_any_configuration_is_loaded_as_it_was_saved(template: Path, tmp_path: P
         assert all(list(each) == sorted(each) for each in (loaded.extents, loaded.targets, loaded.portals))
 
     run()
+
+
+async def test_files_below_the_state_directory_move_with_it(tmp_path: Path) -> None:
+    """A renamed clone, a restored backup: what was beside the store is beside it still."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    paths = {  # before -> after
+        f"{here}/extents/a.img": f"{there}/extents/a.img",
+        f"{here}/extents//b.img": f"{there}/extents//b.img",
+        f"{here}/../here/c.img": f"{here}/../here/c.img",
+        f"{here}er/d.img": f"{here}er/d.img",
+        "/mnt/e.img": "/mnt/e.img",
+    }
+    config = Configuration()
+    for id, path in enumerate(paths, 1):
+        config = add(config, "extents", extent(id, path=path))
+    device = extent(6, type="Device", path=f"{here}/device")
+    config = add(config, "extents", device)
+    store = await Store.open(here / "store.db")
+    await store.save(Configuration(), config)
+    assert await store.load() == config
+    await store.close()
+    here.rename(there)
+    moved = await reopened(there / "store.db")
+    assert [moved.extents[id].path for id in range(1, 6)] == list(paths.values())
+    assert moved.extents[6] == device
+
+
+async def test_an_older_store_learns_which_files_are_below_its_directory(tmp_path: Path) -> None:
+    path = tmp_path / "here" / "store.db"
+    path.parent.mkdir()
+    make_at(path, "0006")
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        row = {**store_row(extent(1)), "path": f"{path.parent}/extents/a.img"}
+        connection.execute(sa.insert(METADATA.tables["extents"]), row)
+    engine.dispose()
+    await (await Store.open(path)).close()
+    path.parent.rename(tmp_path / "there")
+    moved = await reopened(tmp_path / "there" / "store.db")
+    assert moved.extents[1].path == f"{tmp_path}/there/extents/a.img"
+
+
+def store_row(obj: Any) -> dict[str, Any]:
+    return {name: getattr(obj, name) for name in rules(type(obj))}
 
 
 async def test_ids_are_not_reused_after_a_restart(store: Store, path: Path) -> None:

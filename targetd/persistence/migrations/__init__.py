@@ -14,10 +14,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["HEAD", "stamp", "upgrade"]
+__all__ = ["HEAD", "absolute", "relative", "stamp", "upgrade"]
 
-HEAD = "0006"
+HEAD = "0007"
 """The version this program writes."""
+
+_STATE_DIRECTORY = "STATE-DIR/"
+"""Begins a path that is kept relative to the store's directory."""
+
+
+def relative(path: str, directory: Path) -> str:
+    """The path as it is kept: one below the store's directory moves with it."""
+    below = f"{directory}/"
+    if path.startswith(below) and ".." not in path.split("/"):
+        return _STATE_DIRECTORY + path.removeprefix(below)
+    return path
+
+
+def absolute(path: str, directory: Path) -> str:
+    """The path that was kept, where the store is now."""
+    if path.startswith(_STATE_DIRECTORY):
+        return f"{directory}/{path.removeprefix(_STATE_DIRECTORY)}"
+    return path
 
 
 def stamp(connection: "Connection") -> None:
@@ -29,8 +47,12 @@ def stamp(connection: "Connection") -> None:
     connection.exec_driver_sql("INSERT INTO alembic_version (version_num) VALUES (?)", (HEAD,))
 
 
-def upgrade(connection: "Connection", version: str = HEAD) -> None:
-    """Bring the schema up to ``version``, inside the transaction that ``connection`` is in."""
+def upgrade(connection: "Connection", version: str = HEAD, directory: Path | None = None) -> None:
+    """Bring the schema up to ``version``, inside the transaction that ``connection`` is in.
+
+    Args:
+        directory: that of the store, as the daemon was told it.
+    """
     # Alembic costs a tenth of a second to import, and nearly every start finds nothing to do
     from alembic import command
     from alembic.config import Config
@@ -38,4 +60,5 @@ def upgrade(connection: "Connection", version: str = HEAD) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection
+    config.attributes["directory"] = directory
     command.upgrade(config, version)
