@@ -424,13 +424,18 @@ class Connection:
     def _damaged(self, view: memoryview, at: int, data: memoryview) -> None:
         """A data digest is wrong (RFC 7143 §7.8): Reject, and the PDU never happened.
 
-        A Data-Out's command can then not end well; anything else the initiator sends again.
+        A Data-Out's command can then not end well, and says so. Anything else the initiator sends again if
+        the session recovers within connections (ErrorRecoveryLevel 1 and 2). At level 0 it does not: the
+        CmdSN of the PDU would be waited for for ever, and so would the answer to one that has none. There the
+        connection ends, which is session recovery (§7.1.5): the initiator logs in again at once.
         """
         if self.closing:
             return
         self.reject(RejectReason.DATA_DIGEST_ERROR, view, at)
-        if view[at] & 0x3F == Opcode.SCSI_DATA_OUT:
-            self.writes.damaged(view, at, len(data))
+        opcode = view[at] & 0x3F
+        concluded = opcode == Opcode.SCSI_DATA_OUT and self.writes.damaged(view, at, len(data))
+        if not concluded and self.recovery is None:
+            self.close(f"data digest error in a PDU of opcode {opcode:#04x}, at ErrorRecoveryLevel 0")
 
     # -- login --------------------------------------------------------------------------------
 

@@ -309,13 +309,21 @@ class WriteTransfers:
         if not self.keep_early(header, view, at, data) and header.initiator_task_tag not in self.forgotten:
             self.connection.reject(RejectReason.INVALID_PDU_FIELD, view, at)
 
-    def damaged(self, view: memoryview, at: int, size: int) -> None:
-        """The data digest of a PDU is wrong: its command can not end well (RFC 7143 §7.8)."""
-        burst = self.find(DataOut.parse(view, at))
-        if burst is not None and burst.task.transfer is not None:
-            burst.task.transfer.fault = Sense.PROTOCOL_SERVICE_CRC_ERROR
-            if view[at + 1] & FINAL:
-                self.over(burst)
+    def damaged(self, view: memoryview, at: int, size: int) -> bool:
+        """The data digest of a PDU is wrong: its command can not end well (RFC 7143 §7.8).
+
+        Returns:
+            Whether that is all there is to it; False: it belongs to a command that waits for its turn, or
+            to none at all.
+        """
+        header = DataOut.parse(view, at)
+        burst = self.find(header)
+        if burst is None or burst.task.transfer is None:
+            return header.initiator_task_tag in self.forgotten
+        burst.task.transfer.fault = Sense.PROTOCOL_SERVICE_CRC_ERROR
+        if view[at + 1] & FINAL:
+            self.over(burst)
+        return True
 
 
 def _fault(burst: Burst, header: DataOut, size: int) -> Sense | None:

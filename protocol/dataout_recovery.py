@@ -141,25 +141,26 @@ class RecoveringWrites(WriteTransfers):
         if burst is None or self._follow(burst, header):
             super().data_out(view, at, data)
 
-    def damaged(self, view: memoryview, at: int, size: int) -> None:
+    def damaged(self, view: memoryview, at: int, size: int) -> bool:
         """RFC 7143 §7.8, option of a recovery R2T. A header that no digest covers is believed only if it is
         the very next of its sequence; if not, the one behind it or the timeout tells what is missing."""
         header = DataOut.parse(view, at)
         burst = self.find(header)
         transfer = burst.task.transfer if burst is not None else None
         if burst is None or transfer is None:
-            return
+            return False
         if not transfer.draining:
             if self.connection.keys.header_digest and not self._follow(burst, header):
-                return
+                return True
             expected = header.data_sn == burst.data_sn and header.buffer_offset == burst.offset
             if not expected or burst.offset + size > burst.end:
-                return
+                return True
             transfer.lose(burst.offset, burst.offset + size)
             burst.offset += size
             burst.data_sn += 1
         if header.flags & FINAL:
             self.over(burst)
+        return True
 
     def stray(self, header: DataOut, view: memoryview, at: int, data: memoryview) -> None:
         """Unsolicited data whose command was lost comes again with it; so does that of an R2T given up on."""

@@ -1,12 +1,13 @@
 """Data transfer: immediate, unsolicited and solicited data, residuals (RFC 7143 §4.2.5, §11.3 to §11.8)."""
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 import pytest
 
 from protocol import bhs
-from protocol.enums import RESERVED_TAG, RejectReason, ScsiStatus
+from protocol.enums import RESERVED_TAG, RejectReason, ScsiStatus, TaskManagementFunction
 from tests import cdbs
 from tests.initiator import MemoryPeer, Residuals, Task
 from tests.protocol.target import MemoryTarget, connection_of
@@ -326,10 +327,11 @@ def test_a_damaged_data_out_fails_its_command_alone(which: int, size: int) -> No
     assert peer.nop(b"x")
 
 
-def test_a_damaged_command_never_happened() -> None:
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_damaged_command_never_happened(level: int) -> None:
     """RFC 7143 §7.8: the initiator sends it again, with the same CmdSN."""
-    target = filled()
-    peer = target.logged_in(keys=DIGESTS)
+    target = filled(error_recovery_level=2)
+    peer = target.logged_in(keys={**DIGESTS, "ErrorRecoveryLevel": str(level)})
     number = peer.session.cmd_sn
     fields: dict[str, Any] = {"write": True, "expected": 512, "initiator_task_tag": 900}
     write = lambda **more: peer.initiator.scsi_command(cdbs.write10(0, 1), pattern(512), **fields, **more)  # noqa: E731
@@ -339,6 +341,81 @@ def test_a_damaged_command_never_happened() -> None:
     peer.session.cmd_sn = number
     assert peer.request(write()).expect(bhs.ScsiResponse).status == 0
     assert content(target, 0, 512) == pattern(512)
+
+
+def damaged_immediate_data(peer: MemoryPeer) -> bytes:
+    return peer.initiator.scsi_command(
+        cdbs.write10(0, 1), pattern(512), write=True, expected=512, data_digest=b"bad!"
+    )
+
+
+def damaged_immediate_command(peer: MemoryPeer) -> bytes:
+    """With the I bit: no CmdSN is missing, but nobody would answer it."""
+    return peer.initiator.scsi_command(
+        cdbs.write10(0, 1), pattern(512), write=True, expected=512, immediate=True, data_digest=b"bad!"
+    )
+
+
+def damaged_ping(peer: MemoryPeer) -> bytes:
+    return peer.initiator.nop_out(b"data", data_digest=b"bad!")
+
+
+def damaged_text(peer: MemoryPeer) -> bytes:
+    return peer.initiator.text_request(b"SendTargets=\0", data_digest=b"bad!")
+
+
+def damaged_unsolicited_data_of_a_command_that_waits_for_its_turn(peer: MemoryPeer) -> bytes:
+    number, tag = peer.session.cmd_sn, peer.session.new_tag()
+    fields: dict[str, Any] = {"write": True, "expected": 512, "initiator_task_tag": tag}
+    early = peer.initiator.scsi_command(cdbs.write10(0, 1), cmd_sn=number + 1, final=False, **fields)
+    return early + peer.initiator.data_out(
+        pattern(512), tag=tag, offset=0, data_sn=0, final=True, data_digest=b"bad!"
+    )
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        damaged_immediate_data,
+        damaged_immediate_command,
+        damaged_ping,
+        damaged_text,
+        damaged_unsolicited_data_of_a_command_that_waits_for_its_turn,
+    ],
+)
+def test_what_cannot_be_recovered_at_level_0_ends_the_connection(
+    damaged: Callable[[MemoryPeer], bytes],
+) -> None:
+    """RFC 7143 §7.1.5, §7.8: nobody sends it again, so it would be waited for for ever."""
+    target = filled()
+    peer = target.logged_in(keys=DIGESTS)
+    peer.send(damaged(peer))
+    peer.send(peer.initiator.scsi_command(cdbs.write10(0, 1), pattern(512), write=True, expected=512))
+    (reject,) = peer.pending()
+    assert reject.expect(bhs.Reject).reason == RejectReason.DATA_DIGEST_ERROR
+    assert "data digest error" in connection_of(peer).closing
+    assert content(target, 0, 512) == OLD * 512
+    connection_of(peer).lost("closed")
+    assert not target.sessions.sessions
+    again = target.logged_in(keys=DIGESTS)
+    assert again.command(cdbs.write10(0, 1), pattern(512)).good
+
+
+def test_damaged_data_of_a_task_that_was_aborted_harms_nobody() -> None:
+    target = filled()
+    peer = target.logged_in(keys=DIGESTS)
+    peer.answer_r2ts = False
+    task = peer.send_command(cdbs.write10(0, 1), pattern(512), immediate_data=0, unsolicited=0)
+    r2t = peer.wait_for_r2t(task)
+    assert peer.task_management(TaskManagementFunction.ABORT_TASK, referenced_task_tag=task.tag) == 0
+    peer.send(
+        peer.initiator.data_out(
+            pattern(512), tag=task.tag, offset=0, data_sn=0, final=True,
+            transfer_tag=r2t.target_transfer_tag, data_digest=b"bad!",
+        )
+    )  # fmt: skip
+    assert [pdu.expect(bhs.Reject).reason for pdu in peer.pending()] == [RejectReason.DATA_DIGEST_ERROR]
+    assert peer.command(cdbs.write10(0, 1), pattern(512)).good
 
 
 def test_a_damaged_header_ends_the_connection() -> None:
