@@ -108,6 +108,8 @@ class Key:
     attribute: str = ""
     """Where the result goes in SessionKeys or ConnectionKeys, and our value comes from in Offer."""
     irrelevant_in_discovery: bool = False
+    """Answered so there (RFC 7143 §13, "Irrelevant when"). Not for numbers: initiators are in use that read
+    the answer to one as a number, whatever the session, and a number answers an offer there as well."""
 
 
 _LOGIN = Stage.ANY_LOGIN
@@ -115,10 +117,8 @@ _LEADING = Stage.LEADING
 _MAX_LENGTH = 2**24 - 1
 
 
-def _number(
-    name: str, attribute: str, low: int, high: int, settle: Callable[[int, int], int], **more: Any
-) -> Key:
-    return Key(name, "number", Scope.SESSION, _LEADING, settle, low, high, attribute, **more)
+def _number(name: str, attribute: str, low: int, high: int, settle: Callable[[int, int], int]) -> Key:
+    return Key(name, "number", Scope.SESSION, _LEADING, settle, low, high, attribute)
 
 
 def _boolean(name: str, attribute: str, settle: Callable[[bool, bool], bool]) -> Key:
@@ -142,20 +142,18 @@ KEYS: Mapping[str, Key] = {
             "MaxRecvDataSegmentLength", "declared", Scope.CONNECTION, _LOGIN | Stage.FULL_FEATURE, None,
             512, _MAX_LENGTH, "max_recv_data_segment_length_initiator",
         ),
-        _number("MaxConnections", "max_connections", 1, 65535, min, irrelevant_in_discovery=True),
+        _number("MaxConnections", "max_connections", 1, 65535, min),
         _boolean("InitialR2T", "initial_r2t", _either),
         _boolean("ImmediateData", "immediate_data", _both),
-        _number("MaxBurstLength", "max_burst_length", 512, _MAX_LENGTH, min, irrelevant_in_discovery=True),
-        _number(
-            "FirstBurstLength", "first_burst_length", 512, _MAX_LENGTH, min, irrelevant_in_discovery=True
-        ),
+        _number("MaxBurstLength", "max_burst_length", 512, _MAX_LENGTH, min),
+        _number("FirstBurstLength", "first_burst_length", 512, _MAX_LENGTH, min),
         _number("DefaultTime2Wait", "default_time2wait", 0, 3600, max),
         _number("DefaultTime2Retain", "default_time2retain", 0, 3600, min),
-        _number("MaxOutstandingR2T", "max_outstanding_r2t", 1, 65535, min, irrelevant_in_discovery=True),
+        _number("MaxOutstandingR2T", "max_outstanding_r2t", 1, 65535, min),
         _boolean("DataPDUInOrder", "data_pdu_in_order", _either),
         _boolean("DataSequenceInOrder", "data_sequence_in_order", _either),
         _number("ErrorRecoveryLevel", "error_recovery_level", 0, 2, min),
-        _number("iSCSIProtocolLevel", "iscsi_protocol_level", 0, 31, min, irrelevant_in_discovery=True),
+        _number("iSCSIProtocolLevel", "iscsi_protocol_level", 0, 31, min),
         Key("TaskReporting", "list", Scope.SESSION, _LEADING, _choose_list, attribute="task_reporting",
             irrelevant_in_discovery=True),
     )
@@ -210,6 +208,8 @@ class Negotiator:
         """Keys we proposed and that wait for the initiator's answer."""
         self._settled: set[str] = set()
         self._finished = False
+        self._rejected_length = False
+        """MaxRecvDataSegmentLength was answered Reject: it cannot be said again, and ours is the default."""
 
     def _ours(self, key: Key) -> Any:
         """What we bring to a key."""
@@ -224,6 +224,8 @@ class Negotiator:
                 return True
             case "max_outstanding_r2t" if self.session.error_recovery_level:
                 return 1  # "MUST be set to 1" above level 0 with DataSequenceInOrder=Yes (RFC 7143 §13.19)
+            case "max_connections" if self._discovery:
+                return 1
             case "error_recovery_level" if self._discovery or self.session.max_outstanding_r2t > 1:
                 return 0
             case "first_burst_length":
@@ -264,7 +266,11 @@ class Negotiator:
                 return None
             assert key.settle is not None
             result = key.settle(theirs, self._ours(key))
-        except TextError:
+        except TextError as error:
+            if key.kind == "declared":
+                if self._finished:  # we have said ours: no answer may have a key twice (RFC 7143 §6.2)
+                    raise _violation(f"{key.name}: {error}") from None
+                self._rejected_length = True
             return "Reject"  # RFC 7143 §6.2.2: a value that cannot be is Rejected; the default holds
         if result is None:
             return "Reject"
@@ -298,9 +304,11 @@ class Negotiator:
         if self._finished:
             return []
         self._finished = True
-        length = self._offer.max_recv_data_segment_length
-        self.connection.max_recv_data_segment_length_target = length
-        said = [("MaxRecvDataSegmentLength", str(length))]
+        said = []
+        if not self._rejected_length:
+            length = self._offer.max_recv_data_segment_length
+            self.connection.max_recv_data_segment_length_target = length
+            said.append(("MaxRecvDataSegmentLength", str(length)))
         if self._leading and not self._discovery:
             for name in ("ImmediateData", "MaxBurstLength", "FirstBurstLength"):
                 key = KEYS[name]

@@ -212,25 +212,46 @@ def test_connection_keys_come_on_every_connection() -> None:
     assert negotiation.declarations() == [("MaxRecvDataSegmentLength", "262144")]
 
 
-IRRELEVANT = {
-    "MaxConnections",
-    "InitialR2T",
-    "ImmediateData",
-    "MaxBurstLength",
-    "FirstBurstLength",
-    "MaxOutstandingR2T",
-    "DataPDUInOrder",
-    "DataSequenceInOrder",
-    "iSCSIProtocolLevel",
-    "TaskReporting",
-}
-"""RFC 7143 §13, "Irrelevant when: SessionType=Discovery"."""
+IRRELEVANT = {"InitialR2T", "ImmediateData", "DataPDUInOrder", "DataSequenceInOrder", "TaskReporting"}
+"""RFC 7143 §13, "Irrelevant when: SessionType=Discovery", but for numbers."""
 
 
 @pytest.mark.parametrize("name", sorted(DEFAULTS))
 def test_what_means_nothing_in_a_discovery_session(name: str) -> None:
     answer = negotiator(discovery=True).receive(name, DEFAULTS[name])
     assert (answer == "Irrelevant") == (name in IRRELEVANT)
+
+
+@pytest.mark.parametrize("name", sorted(key.name for key in KEYS.values() if key.kind == "number"))
+def test_a_number_is_answered_by_a_number_in_a_discovery_session_too(name: str) -> None:
+    """Initiators are in use that read the answer as a number and cannot discover otherwise."""
+    answer = negotiator(discovery=True, max_connections=8, error_recovery_level=2).receive(
+        name, DEFAULTS[name]
+    )
+    assert answer is not None and answer.isdecimal()
+    assert name != "MaxConnections" or answer == "1"  # a discovery session has one connection
+
+
+@pytest.mark.parametrize(
+    "value", ["16777216", "511", "0", "-1", "1e6", "8192,", "Reject", "Irrelevant", "?", ""]
+)
+def test_a_segment_length_out_of_range_is_answered_once_and_the_default_holds(value: str) -> None:
+    """RFC 7143 §6.2: no answer carries a key twice; what was rejected is at its default, both ways."""
+    negotiation = negotiator(max_recv_data_segment_length=262144)
+    if value in ("Reject", "Irrelevant"):
+        refused(negotiation, "MaxRecvDataSegmentLength", value)
+        return
+    assert negotiation.receive("MaxRecvDataSegmentLength", value) == "Reject"
+    assert "MaxRecvDataSegmentLength" not in dict(negotiation.declarations())
+    negotiation.finish()
+    assert negotiation.connection.max_recv_data_segment_length_initiator == 8192
+    assert negotiation.connection.max_recv_data_segment_length_target == 8192
+
+
+def test_a_segment_length_out_of_range_after_ours_cannot_be_answered() -> None:
+    negotiation = negotiator()
+    assert "MaxRecvDataSegmentLength" in dict(negotiation.declarations())
+    refused(negotiation, "MaxRecvDataSegmentLength", "1")
 
 
 # -- what we propose --------------------------------------------------------------------------------
