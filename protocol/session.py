@@ -95,7 +95,13 @@ class Session:
         self.keys: SessionKeys = login.session_keys
         self.target: Target | None = grant.target  # type: ignore[assignment]  # opaque to access.py
         """None: a discovery session."""
-        self.nexus = Nexus(login.initiator_name, login.isid, grant.target_name, grant.target_portal_group_tag)
+        self.nexus = Nexus(
+            login.initiator_name,
+            login.isid,
+            grant.target_name,
+            grant.target_portal_group_tag,
+            login.user,
+        )
         self.connections: dict[int, Connection] = {}
         self.lost: dict[Connection, Lost] = {}
         """Connections that are gone and whose tasks wait (``protocol.allegiance``)."""
@@ -272,6 +278,12 @@ class SessionTable:
         if login.requested_tsih:
             return self._join(login, existing, connection)
         if existing is not None:
+            if not _may_reinstate(existing, login):
+                return Refusal(
+                    LoginStatus.AUTHORIZATION_FAILURE,
+                    f"the initiator port has a session of CHAP user {existing.user!r} already; this login is "
+                    + (f"CHAP user {login.user!r}" if login.user else "without CHAP"),
+                )
             self.end(existing, "session reinstatement")
         if grant.target is not None and not self.has_room():
             return Refusal(
@@ -382,6 +394,17 @@ class SessionTable:
         session.end(reason, notice=notice)
         if self.ended is not None:
             self.ended(session)
+
+
+def _may_reinstate(session: Session, login: "LoginResult") -> bool:
+    """Whether a login may end a session of the same initiator port and take its place (RFC 7143 §6.3.5).
+
+    Initiator names and ISIDs are claimed, users are proven: a session that somebody has proven to be theirs
+    is ended by them alone, as long as there is such a user. Where no proof was asked for the name is all that
+    tells initiators apart, and whoever gives it is taken for the same.
+    """
+    known = {credential.user for credential in login.grant.credentials}
+    return session.user in ("", login.user) or session.user not in known
 
 
 def _same_but_for_the_portal(session: Session, login: "LoginResult") -> bool:

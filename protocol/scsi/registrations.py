@@ -4,7 +4,9 @@ What a PERSISTENT RESERVE OUT does is a pure function from a ``State`` and an ``
 to a ``Change``: the new state, the unit attentions it causes and whose tasks it ends. Nothing here knows a
 logical unit, a session or a store.
 
-Registrations belong to I_T nexuses by name, (initiator port, target port), so they outlive sessions.
+Registrations belong to I_T nexuses by name, (initiator port, target port), so they outlive sessions. The
+name of an initiator port is only claimed; where CHAP has proven the user behind it, the registration is that
+user's (``State.users``), and another user's nexus of the same name is another nexus (``State.ports_of``).
 
 Source: SPC-4 r37 §5.13, §6.16.
 """
@@ -35,14 +37,14 @@ __all__ = [
     "State",
     "Type",
     "in_parameters",
-    "ports_of",
 ]
 
 MAXIMUM_REGISTRATIONS = 1024
 """Per logical unit. A cluster of 64 nodes with 8 paths each has 512."""
 
 Ports = tuple[str, str]
-"""An I_T nexus by name: (initiator port, target port)."""
+"""An I_T nexus by name: (initiator port, target port). Behind a NUL in the first stands the user, of a nexus
+whose name is registered for another one."""
 
 
 class Type(IntEnum):
@@ -99,6 +101,27 @@ class State:
     """None also for the all registrants types: there every registered nexus is a holder."""
     aptpl: bool = False
     """Activate Persist Through Power Loss."""
+    users: Mapping[Ports, str] = field(default_factory=dict)
+    """I_T nexus → the CHAP user who registered it. Absent: nobody was asked for a proof, or others
+    registered it by its TransportID; it is then whoever's that has the name."""
+
+    def ports_of(self, nexus: Nexus, target_port: str | None = None) -> Ports:
+        """What a nexus is registered as, or would be; through another target port, if that is given."""
+        target_port = target_port or nexus.target_port
+        plain = nexus.initiator_port, target_port
+        apart = f"{nexus.initiator_port}\0{nexus.user}", target_port
+        if apart in self.registrations:
+            return apart
+        taken = plain in self.registrations and self.users.get(plain, nexus.user) != nexus.user
+        return apart if taken else plain
+
+    def registered(self, registrations: Mapping[Ports, int], own: Collection[Ports], user: str) -> "State":
+        """With these registrations, those of ``own`` being the user's."""
+        users = {ports: name for ports, name in self.users.items() if ports in self.registrations}
+        if user:
+            users |= dict.fromkeys(own, user)
+        users = {ports: name for ports, name in users.items() if ports in registrations}
+        return replace(self, registrations=registrations, users=users)
 
     def holds(self, ports: Ports) -> bool:
         """Is this nexus a persistent reservation holder?"""
@@ -137,6 +160,7 @@ class State:
                 "type": int(self.type),
                 "holder": self.holder,
                 "registrations": [[*ports, key] for ports, key in self.registrations.items()],
+                "users": [[*ports, self.users[ports]] for ports in self.registrations if ports in self.users],
             }
         ).encode()
 
@@ -154,9 +178,14 @@ class State:
             if data["version"] != 1:
                 raise ValueError(f"version {data['version']} is not known")
             registrations = {(str(i), str(t)): int(key) for i, t, key in data["registrations"]}
+            users = {(str(i), str(t)): str(user) for i, t, user in data.get("users", ())}
             holder = data["holder"]
             return cls(
-                registrations, Type(data["type"]), (str(holder[0]), str(holder[1])) if holder else None, True
+                registrations,
+                Type(data["type"]),
+                (str(holder[0]), str(holder[1])) if holder else None,
+                True,
+                users,
             )
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ValueError(f"the stored reservations cannot be read: {error!r}") from error
@@ -175,11 +204,6 @@ class Change:
     """PRGENERATION counts it (SPC-4 §6.15.2)."""
 
 
-def ports_of(nexus: Nexus) -> Ports:
-    """The name of a nexus."""
-    return nexus.initiator_port, nexus.target_port
-
-
 @dataclass(frozen=True, slots=True)
 class Order:
     """A PERSISTENT RESERVE OUT, decoded: its CDB and its parameter list (SPC-4 §6.16.3)."""
@@ -192,6 +216,8 @@ class Order:
     flags: int
     own: tuple[Ports, ...]
     """The nexuses that a REGISTER is for: the sender's own, through all target ports with ALL_TG_PT."""
+    user: str = ""
+    """The sender's, by CHAP."""
     others: tuple[Ports, ...] = ()
     """SPEC_I_PT: the nexuses to register besides; REGISTER AND MOVE: the one to move to."""
 
@@ -257,7 +283,7 @@ def _set_registration(state: State, order: Order) -> Change:
         registrations.setdefault(ports, order.service_action_key)
     if len(registrations) > MAXIMUM_REGISTRATIONS:
         raise CheckCondition(Sense.INSUFFICIENT_REGISTRATION_RESOURCES)
-    return Change(replace(state, registrations=registrations))
+    return Change(state.registered(registrations, order.own, order.user))
 
 
 def _unregister(state: State, order: Order) -> Change:
@@ -349,7 +375,7 @@ def _register_and_move(state: State, order: Order) -> Change:
         del registrations[order.ports]
     if len(registrations) > MAXIMUM_REGISTRATIONS:
         raise CheckCondition(Sense.INSUFFICIENT_REGISTRATION_RESOURCES)
-    moved = replace(state, registrations=registrations, aptpl=bool(order.flags & APTPL))
+    moved = replace(state.registered(registrations, (), ""), aptpl=bool(order.flags & APTPL))
     return Change(moved.reserved(state.type, destination))
 
 

@@ -24,16 +24,26 @@ class Nexus:
     ``target_port`` (SPC-4 §5.13.7 with RFC 7143 §4.4: the names carry ISID and portal group tag).
     """
 
-    __slots__ = ("initiator_name", "initiator_port", "relative_target_port", "target_name", "target_port")
+    __slots__ = (
+        "initiator_name", "initiator_port", "relative_target_port", "target_name", "target_port", "user",
+    )  # fmt: skip
 
     def __init__(
-        self, initiator_name: str, isid: bytes, target_name: str, target_portal_group_tag: int
+        self,
+        initiator_name: str,
+        isid: bytes,
+        target_name: str,
+        target_portal_group_tag: int,
+        user: str = "",
     ) -> None:
         self.initiator_name = initiator_name
         self.initiator_port = f"{initiator_name},i,0x{isid.hex()}"
         self.target_name = target_name
         self.target_port = f"{target_name},t,0x{target_portal_group_tag:04x}"
         self.relative_target_port = target_portal_group_tag
+        self.user = user
+        """Who it has proven to be (CHAP); empty where no proof was asked for. Names are only claimed, so
+        what belongs to a nexus of a user is not inherited by another's of the same name."""
 
     def __repr__(self) -> str:
         return f"<Nexus {self.initiator_port} {self.target_port}>"

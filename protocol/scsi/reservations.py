@@ -27,7 +27,6 @@ from protocol.scsi.registrations import (
     Ports,
     State,
     Type,
-    ports_of,
 )
 from protocol.scsi.request import GOOD, Nexus, Outcome, Request
 from protocol.scsi.sense import CheckCondition, ReservationConflict, Sense
@@ -131,7 +130,7 @@ class Reservations:
                 _judge(command.access, _RESERVE_COLUMN, request.cdb)
         excluded = self._excluded.get(nexus)
         if excluded is None:
-            excluded = self._excluded[nexus] = self.state.excludes(ports_of(nexus))
+            excluded = self._excluded[nexus] = self.state.excludes(self.state.ports_of(nexus))
         if excluded:
             exclusive = self.state.type in EXCLUSIVE_ACCESS_TYPES
             column = _EXCLUSIVE_ACCESS_COLUMN if exclusive else _WRITE_EXCLUSIVE_COLUMN
@@ -237,7 +236,10 @@ class Reservations:
     def _attached(self, ports: Ports) -> list[tuple["LogicalUnit", Nexus]]:
         """The sessions of that name, with the unit through which each sees the extent."""
         return [
-            (unit, nexus) for unit in list(self.units) for nexus in unit.nexuses if ports_of(nexus) == ports
+            (unit, nexus)
+            for unit in list(self.units)
+            for nexus in unit.nexuses
+            if self.state.ports_of(nexus) == ports
         ]
 
 

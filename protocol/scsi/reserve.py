@@ -22,7 +22,6 @@ from protocol.scsi.registrations import (
     Ports,
     Type,
     in_parameters,
-    ports_of,
 )
 from protocol.scsi.request import GOOD, Nexus, Outcome, Request
 from protocol.scsi.reservations import Reservations
@@ -68,21 +67,22 @@ def persistent_reserve_out(unit: "LogicalUnit", request: Request) -> Outcome | N
     """PERSISTENT RESERVE OUT, every service action; None: it is being kept, GOOD follows."""
     reservations = _of(unit)
     action = Action(request.cdb[1] & 0x1F)
-    order = _decode(unit, request, action)  # now: the Data-Out may be borrowed
+    data = bytes(request.data_out[: request.transfer_length])  # it may be borrowed, and not our turn yet
 
     def step() -> Outcome | None:
+        order = _decode(unit, request, action, data)
         return reservations.change(unit, request, ACTIONS[action](reservations.state, order))
 
     return reservations.in_turn(unit, request, step)
 
 
-def _decode(unit: "LogicalUnit", request: Request, action: Action) -> Order:
+def _decode(unit: "LogicalUnit", request: Request, action: Action, data: bytes) -> Order:
     cdb, nexus = request.cdb, request.nexus
-    length = int.from_bytes(cdb[5:9], "big")
-    data = bytes(request.data_out[:length])
+    length = request.transfer_length
     if len(data) < length:
         raise CheckCondition(Sense.PARAMETER_LIST_LENGTH_ERROR)
-    ports = ports_of(nexus)
+    state = _of(unit).state
+    ports = state.ports_of(nexus)
     own: tuple[Ports, ...] = (ports,)
     others: tuple[Ports, ...] = ()
     if action is Action.REGISTER_AND_MOVE:
@@ -92,7 +92,7 @@ def _decode(unit: "LogicalUnit", request: Request, action: Action) -> Order:
         flags = data[FLAGS_AT]
         registers = action in (Action.REGISTER, Action.REGISTER_AND_IGNORE_EXISTING_KEY)
         if registers and flags & ALL_TG_PT:
-            own = tuple((nexus.initiator_port, port) for port in _target_ports(unit, nexus))
+            own = tuple(state.ports_of(nexus, port) for port in _target_ports(unit, nexus))
         if flags & SPEC_I_PT:
             if action is not Action.REGISTER:
                 raise in_parameters(FLAGS_AT, 3)
@@ -111,6 +111,7 @@ def _decode(unit: "LogicalUnit", request: Request, action: Action) -> Order:
         service_action_key=int.from_bytes(data[8:16], "big"),
         flags=flags,
         own=own,
+        user=nexus.user,
         others=others,
     )
 
@@ -240,7 +241,7 @@ def _compatible(reservations: Reservations, nexus: Nexus) -> bool:
     Raises ``ReservationConflict`` where registrations rule the old commands out.
     """
     state = reservations.state
-    ports = ports_of(nexus)
+    ports = state.ports_of(nexus)
     if state.holds(ports) or (state.type in SHARED_TYPES and ports in state.registrations):
         return True
     if state.registrations:

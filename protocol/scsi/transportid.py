@@ -13,8 +13,9 @@ _MINIMUM_NAME_BYTES = 20
 
 
 def transport_id(initiator_port: str) -> bytes:
-    """The TransportID of an iSCSI initiator port: its name with ISID, FORMAT CODE 01b."""
-    name = initiator_port.encode() + b"\0"
+    """The TransportID of an iSCSI initiator port: its name with ISID, FORMAT CODE 01b. What stands behind a
+    NUL is no part of the name (``registrations.Ports``)."""
+    name = initiator_port.partition("\0")[0].encode() + b"\0"
     name = name.ljust(max(_MINIMUM_NAME_BYTES, -(-len(name) // 4) * 4), b"\0")
     return bytes((_PORT | _ISCSI, 0)) + len(name).to_bytes(2, "big") + name
 

@@ -17,7 +17,9 @@ from protocol.scsi.registrations import (
     State,
     Type,
 )
+from protocol.scsi.request import Nexus
 from protocol.scsi.sense import CheckCondition, ReservationConflict, Sense
+from protocol.scsi.transportid import transport_id
 
 ALICE: Ports = ("iqn.a,i,0x000000000001", "iqn.t,t,0x0001")
 BOB: Ports = ("iqn.b,i,0x000000000002", "iqn.t,t,0x0001")
@@ -350,3 +352,62 @@ def test_without_aptpl_nothing_is_kept() -> None:
 def test_a_state_that_cannot_be_read_is_an_error_not_an_open_door(stored: bytes) -> None:
     with pytest.raises(ValueError, match="stored reservations"):
         State.restore(stored)
+
+
+# -- whose a registration is ------------------------------------------------------------------------
+
+
+def nexus_of(user: str, group: int = 1) -> Nexus:
+    """Always of the same initiator port."""
+    return Nexus("iqn.a", bytes.fromhex("000000000001"), "iqn.t", group, user)
+
+
+def registered_by(user: str, before: State | None = None, key: int = 0xA) -> State:
+    before = before or State()
+    nexus = nexus_of(user)
+    own = before.ports_of(nexus)
+    wanted = Order(own, 0, 0, 0, key, 0, (own,), user)
+    return do(Action.REGISTER_AND_IGNORE_EXISTING_KEY, before, wanted).state
+
+
+@pytest.mark.parametrize(
+    ("owner", "other", "same"),
+    [
+        ("alice", "alice", True),
+        ("alice", "bob", False),
+        ("alice", "", False),
+        ("", "alice", True),  # registered before CHAP was asked for
+        ("", "", True),
+    ],
+)
+def test_a_registration_is_not_inherited_by_another_user_of_the_same_name(
+    owner: str, other: str, same: bool
+) -> None:
+    before = registered_by(owner).reserved(Type.EXCLUSIVE_ACCESS, ALICE)
+    assert before.ports_of(nexus_of(owner)) == ALICE
+    assert before.excludes(before.ports_of(nexus_of(other))) is not same
+    again = State.restore(replace(before, aptpl=True).export())
+    assert again.excludes(again.ports_of(nexus_of(other))) is not same
+
+
+def test_two_users_of_one_name_register_side_by_side_and_keep_what_is_theirs() -> None:
+    both = registered_by("bob", registered_by("alice"), key=0xB)
+    alice, bob = both.ports_of(nexus_of("alice")), both.ports_of(nexus_of("bob"))
+    assert (both.registrations[alice], both.registrations[bob]) == (0xA, 0xB)
+    alone = both.without((alice,))
+    assert alone.ports_of(nexus_of("bob")) == bob  # although the plain name is free now
+    assert alone.registrations == {bob: 0xB}
+    assert transport_id(bob[0]) == transport_id(alice[0])
+
+
+def test_a_name_that_is_registered_anew_is_the_new_owners() -> None:
+    cleared = do(Action.CLEAR, registered_by("alice"), order(ALICE)).state
+    bobs = registered_by("bob", cleared)
+    assert bobs.users == {ALICE: "bob"}
+    assert bobs.ports_of(nexus_of("alice")) != ALICE
+
+
+def test_what_others_register_by_transport_id_is_for_whoever_has_the_name() -> None:
+    cleared = do(Action.CLEAR, registered_by("alice"), order(ALICE)).state
+    made = do(Action.REGISTER, cleared, order(BOB, 0, 0xB, flags=SPEC_I_PT, others=(ALICE,))).state
+    assert made.ports_of(nexus_of("carol")) == ALICE
