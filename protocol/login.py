@@ -12,17 +12,16 @@ Rules:
 * A CHAP exchange that has begun must succeed; there is no way round it through another stage.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from protocol import chap
+from protocol import chap, names
 from protocol.access import Authorizer, Credential, Grant, Refusal, SessionDirectory
 from protocol.bhs import LoginRequest
 from protocol.enums import AuthMethod, LoginStage, LoginStatus
 from protocol.errors import ProtocolViolation
-from protocol.limits import MAX_CHAP_BINARY, MAX_LOGIN_DATA, MAX_NAME, LoginLimits
+from protocol.limits import MAX_CHAP_BINARY, MAX_LOGIN_DATA, LoginLimits
 from protocol.negotiation import (
     KEYS,
     SECURITY_KEYS,
@@ -40,7 +39,6 @@ VERSION = 0
 
 _TRANSIT = 0x80
 _CONTINUE = 0x40
-_NAME = re.compile(r"(?:iqn|eui|naa)\.[^\s\x00-\x1f\x7f]+", re.IGNORECASE)
 
 _NEXT: dict[int, tuple[int, ...]] = {
     LoginStage.SECURITY: (LoginStage.OPERATIONAL, LoginStage.FULL_FEATURE),
@@ -148,6 +146,7 @@ class LoginMachine:
         self._proof = _Proof.OPEN
         self._chap = _Chap()
         self._user = ""
+        self._told_alias = False
         self._seen: dict[str, str] = {}
         self._gathered = bytearray()
         self._unsent: bytes = b""
@@ -307,9 +306,10 @@ class LoginMachine:
         kind = first.get("SessionType", "Normal")
         if not name:
             raise _missing("InitiatorName")
-        if len(name.encode()) > MAX_NAME or not _NAME.fullmatch(name):
-            raise _bad(f"InitiatorName {name[:60]!a} is no iSCSI name")
-        self.initiator_name = name.lower()
+        try:
+            self.initiator_name = names.normalise(name)
+        except ValueError as error:
+            raise _bad(f"InitiatorName {name[:60]!a} is no iSCSI name: it {error}") from None
         if kind not in ("Normal", "Discovery"):
             raise ProtocolViolation(
                 LoginStatus.SESSION_TYPE_NOT_SUPPORTED, f"SessionType {kind[:40]!a}", fatal=True
@@ -318,7 +318,7 @@ class LoginMachine:
         if self._discovery:
             answer = self._authorizer.discovery(self.initiator_name)
         else:
-            self.target_name = first.get("TargetName", "").lower()
+            self.target_name = names.fold(first.get("TargetName", ""))
             if not self.target_name:
                 raise _missing("TargetName")
             answer = self._authorizer.target(self.initiator_name, self.target_name)
@@ -370,9 +370,19 @@ class LoginMachine:
         if first and not self._discovery:
             # RFC 7143 §13.9: with the first response of the leading login.
             answers.insert(0, ("TargetPortalGroupTag", str(grant.target_portal_group_tag)))
-            if grant.target_alias:
-                answers.append(("TargetAlias", grant.target_alias))
+        if grant.target_alias and not self._told_alias and self._may_know(csg):
+            self._told_alias = True
+            answers.append(("TargetAlias", grant.target_alias))
         return answers
+
+    def _may_know(self, csg: int) -> bool:
+        """Whether the peer has proven itself, or need not; what is written about a target is for those."""
+        assert self._grant is not None
+        return (
+            csg == LoginStage.OPERATIONAL
+            or self._proof in _PROVEN
+            or (self._proof in (_Proof.OPEN, _Proof.NONE) and bool(self._grant.methods & AuthMethod.NONE))
+        )
 
     def _may_leave(self, csg: int) -> bool:
         """Whether nothing is open in this stage."""

@@ -10,14 +10,14 @@ aliases. We say ours when the initiator says its own, and when we asked for the 
 (``renegotiate``); never unasked in an answer to SendTargets.
 """
 
-import re
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from protocol import names
 from protocol.access import Authorizer, Grant, TargetList
 from protocol.bhs import FINAL, TextRequest
-from protocol.enums import RESERVED_TAG, RejectReason
+from protocol.enums import RESERVED_TAG, AuthMethod, RejectReason
 from protocol.errors import ProtocolViolation
 from protocol.limits import MAX_TEXT, MAX_TEXT_PIECE
 from protocol.negotiation import KEYS, LOGIN_KEYS, OBSOLETE, RESPONSES, ConnectionKeys
@@ -31,7 +31,6 @@ __all__ = ["TextExchange", "TextReply"]
 _CONTINUE = 0x40
 _LENGTH = "MaxRecvDataSegmentLength"
 _THEIRS, _OURS = "max_recv_data_segment_length_initiator", "max_recv_data_segment_length_target"
-_NAME = re.compile(r"(?:iqn|eui|naa)\.\S+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +224,17 @@ class TextExchange:
         self._declared[_OURS] = length
         return str(length)
 
+    def _may_discover(self) -> bool:
+        """Whether discovery as it is configured now would have let this session in as it is."""
+        session = self._session
+        grant = self._authorizer.discovery(session.initiator_name)
+        if not isinstance(grant, Grant):
+            return False
+        if grant.methods & AuthMethod.NONE:
+            return True
+        proven = not session.grant.target_name and session.user
+        return bool(proven) and any(credential.user == session.user for credential in grant.credentials)
+
     def _grant(self) -> Grant | None:
         """What a login would be granted now; None where it would be refused."""
         session = self._session
@@ -244,18 +254,34 @@ class TextExchange:
         return number
 
     def _send_targets(self, value: str) -> TargetList:
-        """RFC 7143 appendix C: ``All``, one name, or nothing for the session's own target."""
+        """RFC 7143 appendix C: ``All``, one name, or nothing for the session's own target.
+
+        A normal session is told of other targets where anybody would be; where discovery asks for a proof, of
+        its own target alone, however it asks.
+        """
         wanted: str | None = None
+        own = self._session.grant.target_name
         if not value:
-            wanted = self._session.grant.target_name
+            wanted = own
             if not wanted:
                 raise _violation(
                     RejectReason.PROTOCOL_ERROR, "SendTargets without a value in a discovery session"
                 )
         elif value != "All":
-            if not _NAME.fullmatch(value):
-                raise _violation(RejectReason.PROTOCOL_ERROR, f"SendTargets={value[:60]!a}")
-            wanted = value.lower()
+            try:
+                wanted = names.normalise(value)
+            except ValueError as error:
+                raise _violation(
+                    RejectReason.PROTOCOL_ERROR, f"SendTargets={value[:60]!a}: the name {error}"
+                ) from None
+        if not self._may_discover():
+            if not own:
+                raise _violation(
+                    RejectReason.PROTOCOL_ERROR, "discovery needs a proof that this session has not given"
+                )
+            if wanted not in (None, own):
+                return TargetList(())
+            wanted = own
         return self._authorizer.send_targets(self._session.initiator_name, wanted)
 
 

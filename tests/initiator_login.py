@@ -208,6 +208,7 @@ class Login:
         answer, moved = self.step(keys, *stages, transit=True)
         if not moved:
             self.peer.initiator.breach("authentication is done and the target stays in security")
+        self._declare(answer)
         if not mutual:
             return
         proof = chap_response(algorithm, ours_id, mutual[1], ours)

@@ -20,6 +20,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "protocol.wire": (),
     "protocol.digest": (),
     "protocol.limits": (),
+    "protocol.names": ("protocol.limits",),
     "protocol.serial": (),
     "protocol.bhs": ("protocol.enums", "protocol.wire"),
     "protocol.scsi": ("protocol.scsi", "protocol.enums", "protocol.wire", "storage.base"),
@@ -27,7 +28,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "storage.base": (),
     "api": ("api", "targetd.config", "targetd.interface", "targetd.system.threads"),
     "targetd": ("targetd", "protocol", "storage", "api"),
-    "targetd.config": ("targetd.config",),
+    "targetd.config": ("targetd.config", "protocol.names"),
     "targetd.interface": ("targetd.config",),
     "targetd.persistence.interface": ("targetd.config",),
     "targetd.persistence.store": (

@@ -96,11 +96,12 @@ class PortalAuthorizer:
         choice, tag = portal.discovery_auth_method, portal.discovery_auth_group
         if choice == "None":
             choice, tag = config.globals.discovery_auth_method, config.globals.discovery_auth_group
+        credentials = credentials_of(config, choice, tag)
         return Grant(
-            methods=METHODS[choice],
+            methods=_methods(choice, credentials),
             offer=_offer(config),
             target_portal_group_tag=portal.id,
-            credentials=credentials_of(config, choice, tag),
+            credentials=credentials,
             chap_algorithms=_chap_algorithms(config),
         )
 
@@ -121,13 +122,14 @@ class PortalAuthorizer:
         moved = self.moved(target)
         if moved is not None:
             return moved
+        credentials = credentials_of(config, group.auth_method, group.auth_group)
         return Grant(
-            methods=METHODS[group.auth_method],
+            methods=_methods(group.auth_method, credentials),
             offer=_offer(config, target.error_recovery_level),
             target_portal_group_tag=self._portal_id,
             target_name=target_name.lower(),
             target_alias=target.alias or "",
-            credentials=credentials_of(config, group.auth_method, group.auth_group),
+            credentials=credentials,
             chap_algorithms=_chap_algorithms(config),
             queue_depth=target.queue_depth,
             target=view.handles[target.id],
@@ -254,6 +256,12 @@ def _offer(config: Configuration, error_recovery_level: int = 0) -> Offer:
         default_time2retain=g.default_time2retain,
         error_recovery_level=error_recovery_level,
     )
+
+
+def _methods(choice: AuthChoice, credentials: tuple[Credential, ...]) -> AuthMethod:
+    """What an initiator may choose; of Auto with nobody who could prove anything, None is what is left: many
+    initiators offer CHAP first."""
+    return AuthMethod.NONE if choice == "Auto" and not credentials else METHODS[choice]
 
 
 def _chap_algorithms(config: Configuration) -> tuple[int, ...]:

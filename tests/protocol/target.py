@@ -52,9 +52,12 @@ class Access:
     refusals: dict[str, Refusal] = field(default_factory=dict)
     """Initiator name → how its login is refused."""
     records: list[TargetRecord] = field(default_factory=list)
+    discovery_grant: Grant | None = None
+    """Where discovery is granted otherwise than the target."""
 
     def discovery(self, initiator_name: str) -> Grant | Refusal:
-        return self.refusals.get(initiator_name) or replace(self.grant, target_name="", target=None)
+        open_door = replace(self.grant, target_name="", target=None)
+        return self.refusals.get(initiator_name) or self.discovery_grant or open_door
 
     def target(self, initiator_name: str, target_name: str) -> Grant | Refusal:
         if target_name != TARGET:

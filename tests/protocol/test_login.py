@@ -17,7 +17,15 @@ from protocol.events import LoginRefused
 from protocol.limits import LoginLimits
 from protocol.login import LoginMachine, LoginReply, LoginResult
 from protocol.negotiation import KEYS, SECURITY_KEYS
-from tests.initiator import INITIATOR_NAME, LoginFailed, MemoryPeer, chap_response, encode_binary, encode_text
+from tests.initiator import (
+    INITIATOR_NAME,
+    LoginFailed,
+    MemoryPeer,
+    SessionState,
+    chap_response,
+    encode_binary,
+    encode_text,
+)
 from tests.protocol.target import TARGET, Endpoint, MemoryTarget, connection_of
 
 USER, SECRET = "alice", "secret of alice!"
@@ -148,6 +156,47 @@ def test_the_alias_of_the_target_is_told() -> None:
     target = MemoryTarget()
     target.access.grant = replace(target.access.grant, target_alias="backup")
     assert target.connect().login(TARGET)["TargetAlias"] == "backup"
+
+
+def test_the_alias_of_the_target_is_told_to_those_who_may_log_in() -> None:
+    """What an administrator has written there is for nobody else; it comes with the proof."""
+    target = chap_target(target_alias="backup of the safe")
+    peer = target.connect()
+    said, _ = challenged(peer)
+    assert "TargetAlias" not in said
+    again = target.connect()
+    assert again.login(TARGET, chap=(USER, SECRET))["TargetAlias"] == "backup of the safe"
+
+
+_VALUES = st.one_of(
+    st.sampled_from(
+        ["Yes", "No", "None", "CRC32C", "Reject", "NotUnderstood", "Irrelevant", "", "?", "RFC3720"]
+    ),
+    st.sampled_from([0, 1, 511, 512, 8192, 2**24 - 1, 2**24, 2**32]).map(str),
+)
+_SAID = st.dictionaries(
+    st.sampled_from([*sorted(KEYS), "IFMarker", "OFMarkInt", "X-org.example.key"]), _VALUES
+)
+
+
+@given(st.lists(_SAID, min_size=1, max_size=3), st.booleans())
+def test_no_answer_and_no_login_carries_a_key_twice(said: list[dict[str, str]], discovery: bool) -> None:
+    """RFC 7143 §6.2: whatever is offered, and in how many requests."""
+    peer = MemoryTarget().connect(strict=False)
+    names = {"InitiatorName": INITIATOR_NAME, "SessionType": "Discovery"} if discovery else NAMES
+    told: list[str] = []
+    for number, keys in enumerate(said):
+        more = number < len(said) - 1
+        pdu = peer.request(
+            peer.initiator.login_request(
+                {**names, **keys} if not number else keys, initiator_task_tag=5, transit=not more
+            )
+        )
+        header = pdu.expect(bhs.LoginResponse)
+        if status(header):
+            return
+        told += [name for name, _ in pdu.text]
+        assert len(told) == len(set(told))
 
 
 def test_what_we_propose_holds_the_stage_until_it_is_answered() -> None:
@@ -622,6 +671,32 @@ def test_a_session_is_joined_only_by_its_own_user() -> None:
     two.initiator.cid = 2
     log_in = lambda: two.login(TARGET, chap=("bob", "secret of bob..."))  # noqa: E731
     assert status_of(log_in) == LoginStatus.AUTHORIZATION_FAILURE
+
+
+def test_a_session_is_ended_by_a_login_of_its_own_user_alone() -> None:
+    """RFC 7143 §6.3.5 with §9.2: initiator name and ISID are claimed, the user is proven."""
+    target = chap_target(AuthMethod.CHAP | AuthMethod.NONE)
+    alice = target.logged_in(chap=(USER, SECRET))
+
+    def same(**login: Any) -> None:
+        target.connect(session=SessionState(isid=alice.session.isid)).login(TARGET, **login)
+
+    assert status_of(lambda: same(chap=("bob", "secret of bob..."))) == LoginStatus.AUTHORIZATION_FAILURE
+    assert status_of(same) == LoginStatus.AUTHORIZATION_FAILURE
+    assert alice.command(bytes(6)).good
+    same(chap=(USER, SECRET))
+    assert connection_of(alice).closing == "session reinstatement"
+
+
+@pytest.mark.parametrize("change", ["proof is asked for now", "the user is no more"])
+def test_a_session_that_nobody_can_prove_to_be_theirs_gives_way(change: str) -> None:
+    """Otherwise a change of the accounts would lock an initiator out by its own old session."""
+    target = chap_target(AuthMethod.NONE if change == "proof is asked for now" else AuthMethod.CHAP)
+    one = target.logged_in(**({} if change == "proof is asked for now" else {"chap": (USER, SECRET)}))
+    target.access.grant = replace(target.access.grant, methods=AuthMethod.CHAP, credentials=(BOB,))
+    peer = target.connect(session=SessionState(isid=one.session.isid))
+    peer.login(TARGET, chap=("bob", "secret of bob..."))
+    assert connection_of(one).closing == "session reinstatement"
 
 
 # -- what changes while a login is under way --------------------------------------------------------

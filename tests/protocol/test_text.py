@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import bhs
-from protocol.access import TargetList, TargetRecord
-from protocol.enums import RESERVED_TAG, AsyncEvent, RejectReason
+from protocol.access import Credential, TargetList, TargetRecord
+from protocol.enums import RESERVED_TAG, AsyncEvent, AuthMethod, RejectReason
 from tests import cdbs
 from tests.initiator import INITIATOR_NAME, MemoryPeer, Rejected, encode_text
 from tests.protocol.target import TARGET, MemoryTarget, connection_of
@@ -61,6 +61,41 @@ def test_send_targets_in_a_discovery_session(value: str, found: list[tuple[str, 
 def test_send_targets_in_a_normal_session(value: str, found: list[tuple[str, str]]) -> None:
     """All is answered in full: libiscsi asks so."""
     assert two_targets().logged_in().text({"SendTargets": value}) == found
+
+
+PROOF = Credential("alice", b"secret of alice!")
+
+
+def discovery_needs_a_proof(target: MemoryTarget) -> None:
+    target.access.discovery_grant = replace(
+        target.access.grant, target_name="", target=None, methods=AuthMethod.CHAP, credentials=(PROOF,)
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [("All", MINE), ("", MINE), (TARGET, MINE), (OTHER, []), ("iqn.2026-11.example:no", [])],
+)
+def test_a_normal_session_is_told_of_its_own_target_alone_where_discovery_needs_a_proof(
+    value: str, found: list[tuple[str, str]]
+) -> None:
+    """It would be a door beside the one that is locked."""
+    target = two_targets()
+    discovery_needs_a_proof(target)
+    assert target.logged_in().text({"SendTargets": value}) == found
+
+
+def test_discovery_by_proof_is_told_of_all_and_one_from_before_of_nothing() -> None:
+    target = two_targets()
+    before = discovery(target)
+    discovery_needs_a_proof(target)
+    with pytest.raises(Rejected):
+        before.text({"SendTargets": "All"})
+    proven = discovery(target, chap=("alice", "secret of alice!"))
+    assert proven.text({"SendTargets": "All"}) == MINE + THE_OTHER
+    target.access.discovery_grant = replace(target.access.discovery_grant, credentials=())
+    with pytest.raises(Rejected):  # the user is no more
+        proven.text({"SendTargets": "All"})
 
 
 @pytest.mark.parametrize(

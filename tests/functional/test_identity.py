@@ -1,0 +1,138 @@
+"""Who an initiator is: what it claims by name and what it proves by CHAP, at a daemon."""
+
+import pytest
+
+from protocol.enums import LoginStatus
+from tests import cdbs
+from tests.daemon import HOST, Daemon, Disk
+from tests.initiator import LoginFailed, Rejected, SessionState, SocketInitiator
+
+NAME = "iqn.2026-11.com.example:host"
+ALICE, BOB = ("alice", "secret of alice!"), ("bob", "secret of bob...")
+EXCLUSIVE_ACCESS = 3
+KEY = 0xA11CE
+CONFLICT = 0x18
+
+
+@pytest.fixture
+def disk(daemon: Daemon) -> Disk:
+    """A target with two users."""
+    for user, secret in (ALICE, BOB):
+        daemon.create(
+            "authcredential",
+            iscsi_target_auth_tag=1,
+            iscsi_target_auth_user=user,
+            iscsi_target_auth_secret=secret,
+        )
+    made = daemon.create_disk("disk", "1MB")
+    ask_for(daemon, made, "CHAP", 1)
+    return made
+
+
+def ask_for(daemon: Daemon, disk: Disk, method: str, group: int | None) -> None:
+    body = {"iscsi_target_authtype": method, "iscsi_target_authgroup": group}
+    daemon.expect(202, "PUT", f"services/iscsi/target/{disk.target_id}/", body)
+
+
+def log_in(
+    daemon: Daemon, disk: Disk, chap: tuple[str, str] | None, isid: bytes | None = None
+) -> SocketInitiator:
+    session = SessionState() if isid is None else SessionState(isid=isid)
+    peer = SocketInitiator((HOST, daemon.portal_port), session=session)
+    try:
+        peer.login(disk.iqn, NAME, chap=chap)
+    except BaseException:
+        peer.close()
+        raise
+    for _ in range(4):  # unit attentions
+        if peer.command(cdbs.test_unit_ready()).status != 2:
+            break
+    return peer
+
+
+def persistent_reserve(peer: SocketInitiator, action: int, key: int, new: int = 0) -> int:
+    kind = EXCLUSIVE_ACCESS if action == 1 else 0
+    cdb = bytes((0x5F, action, kind, 0, 0, 0, 0, 0, 24, 0))
+    return peer.command(cdb, key.to_bytes(8, "big") + new.to_bytes(8, "big") + bytes(8)).status
+
+
+@pytest.mark.parametrize("alice_is_there", [True, False])
+def test_another_user_of_the_same_name_inherits_neither_session_nor_reservation(
+    daemon: Daemon, disk: Disk, alice_is_there: bool
+) -> None:
+    alice = log_in(daemon, disk, ALICE)
+    assert persistent_reserve(alice, 0, 0, KEY) == 0
+    assert persistent_reserve(alice, 1, KEY) == 0
+    isid = alice.session.isid
+    if alice_is_there:
+        with pytest.raises(LoginFailed) as failed:
+            log_in(daemon, disk, BOB, isid)
+        assert failed.value.status == LoginStatus.AUTHORIZATION_FAILURE
+        assert alice.command(cdbs.write10(0, 1), bytes(512)).good
+        return
+    alice.logout()
+    alice.close()
+    bob = log_in(daemon, disk, BOB, isid)
+    assert bob.command(cdbs.write10(0, 1), bytes(512)).status == CONFLICT
+    assert bob.command(cdbs.read10(0, 1), read=512).status == CONFLICT
+    assert persistent_reserve(bob, 2, KEY) == CONFLICT  # RELEASE: he is not registered
+    bob.close()
+    again = log_in(daemon, disk, ALICE, isid)
+    assert again.command(cdbs.write10(0, 1), bytes(512)).good
+    again.close()
+
+
+def test_auto_without_users_is_without_proof_for_who_offers_chap_first(daemon: Daemon, disk: Disk) -> None:
+    """Windows and open-iscsi offer ``CHAP,None``."""
+    ask_for(daemon, disk, "Auto", None)
+    for method in ("CHAP,None", "None,CHAP", "None"):
+        with SocketInitiator((HOST, daemon.portal_port)) as peer:
+            peer.login(disk.iqn, NAME, auth_method=method)
+    ask_for(daemon, disk, "Auto", 1)
+    log_in(daemon, disk, ALICE).close()
+
+
+def test_discovery_by_proof_holds_in_normal_sessions_too(daemon: Daemon, disk: Disk) -> None:
+    """SendTargets in a session of an open target tells of that target alone."""
+    opened = daemon.create_disk("open", "1MB")
+    everybody = [disk.iqn, opened.iqn]
+    with SocketInitiator((HOST, daemon.portal_port)) as peer:
+        peer.login(opened.iqn, NAME)
+        assert sorted(found.name for found in peer.discover("All")) == sorted(everybody)
+        body = {"iscsi_discoveryauthmethod": "CHAP", "iscsi_discoveryauthgroup": 1}
+        daemon.expect(202, "PUT", "services/iscsi/globalconfiguration/", body)
+        assert [found.name for found in peer.discover("All")] == [opened.iqn]
+        assert peer.discover(disk.iqn) == []
+    with SocketInitiator((HOST, daemon.portal_port)) as peer:
+        with pytest.raises(LoginFailed):
+            peer.login(None, NAME)
+    with SocketInitiator((HOST, daemon.portal_port)) as peer:
+        peer.login(None, NAME, chap=ALICE)
+        assert sorted(found.name for found in peer.discover("All")) == sorted(everybody)
+        daemon.expect(
+            202,
+            "PUT",
+            "services/iscsi/globalconfiguration/",
+            {"iscsi_discoveryauthgroup": group_of_carol(daemon)},
+        )
+        with pytest.raises(Rejected):  # alice is none of those any more
+            peer.discover("All")
+
+
+def group_of_carol(daemon: Daemon) -> int:
+    made = daemon.create(
+        "authcredential",
+        iscsi_target_auth_tag=2,
+        iscsi_target_auth_user="carol",
+        iscsi_target_auth_secret="secret of carol!",
+    )
+    return int(made["iscsi_target_auth_tag"])
+
+
+@pytest.mark.parametrize("name", [f"{NAME}/1", f"{NAME}_1", "iqn.host", "eui.1", f"{NAME}\u2009", "host"])
+def test_a_name_that_is_none_is_refused_and_the_reason_told(daemon: Daemon, disk: Disk, name: str) -> None:
+    with SocketInitiator((HOST, daemon.portal_port)) as peer:
+        with pytest.raises(LoginFailed) as failed:
+            peer.login(disk.iqn, name, chap=ALICE)
+    assert failed.value.status == LoginStatus.INITIATOR_ERROR
+    daemon.wait_for_line("is no iSCSI name: it ")
