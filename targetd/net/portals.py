@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from targetd.config import ConfigError, Configuration, Portal, split_address
 from targetd.net.inherited_sockets import PORTAL, Listeners
-from targetd.net.server import Server, bind, bind_reason
+from targetd.net.server import Server, bind, bind_reason, socket_address
 
 __all__ = ["Bound", "Portals"]
 
@@ -229,7 +229,7 @@ def _is_here(address: str) -> bool:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.bind((host, 0))
+            sock.bind(socket_address(host, 0))
     except OSError as error:
         return error.errno not in ABSENT
     return True

@@ -15,6 +15,7 @@ dropped, and the retry of the command meets the true error.
 """
 
 import errno
+import ipaddress
 import logging
 import secrets
 import socket
@@ -40,7 +41,7 @@ from targetd.net.admission import Admission, ConnectionLimiter, Limits
 from targetd.net.counters import SAMPLED, TURNED_AWAY, Counters
 from targetd.net.loop import TURN_S, Loop, Turn
 
-__all__ = ["Channel", "LoginSnapshot", "Server", "bind", "bind_reason"]
+__all__ = ["Channel", "LoginSnapshot", "Server", "bind", "bind_reason", "socket_address"]
 
 log = logging.getLogger("targetd.iscsi")
 
@@ -76,12 +77,34 @@ BIND_REASONS = {
     errno.EACCES: "may not be bound by this user",
     errno.EAFNOSUPPORT: "is of a kind that this host does not have",
     errno.ENODEV: "is of an interface that this host does not have",
+    errno.EDESTADDRREQ: "is link-local, and needs its interface behind it: fe80::1%eth0",
 }
 
 
 def bind_reason(error: OSError) -> str:
     """Why ``bind`` failed, as what is said of the address."""
     return BIND_REASONS.get(error.errno or 0, error.strerror or str(error))
+
+
+def socket_address(host: str, port: int) -> tuple[Any, ...]:
+    """What ``socket.bind`` takes for an IP address. A link-local one is nowhere without its zone, which is an
+    interface (RFC 4007 §11); the kernel wants that as a number.
+
+    Raises:
+        OSError: ENODEV, the zone is no interface; EDESTADDRREQ, a link-local address without a zone.
+    """
+    if ":" not in host:
+        return host, port
+    address, _, zone = host.partition("%")
+    scope = 0
+    if zone:
+        try:
+            scope = int(zone) if zone.isascii() and zone.isdecimal() else socket.if_nametoindex(zone)
+        except OSError:
+            raise OSError(errno.ENODEV, f"no interface {zone}") from None
+    elif ipaddress.IPv6Address(address).is_link_local:
+        raise OSError(errno.EDESTADDRREQ, "a link-local address without its zone")
+    return address, port, 0, scope
 
 
 def bind(address: str, *, share_port: bool = False) -> socket.socket:
@@ -94,6 +117,7 @@ def bind(address: str, *, share_port: bool = False) -> socket.socket:
         OSError: the port is in use or the address cannot be had.
     """
     host, port = split_address(address)
+    where = socket_address(host, port)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -101,12 +125,9 @@ def bind(address: str, *, share_port: bool = False) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, share_port)
-        sock.bind((host, port))
+        sock.bind(where)
         sock.listen(BACKLOG)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
-    except socket.gaierror as error:  # the zone of a link-local address names no interface
-        sock.close()
-        raise OSError(errno.ENODEV, str(error)) from None
     except OSError:
         sock.close()
         raise

@@ -266,3 +266,36 @@ def test_from_every_address_to_one_and_back_without_a_pause(daemon: Daemon) -> N
             other.bind((HOST, port))
         assert write(initiator, 0, bytes(512)).good
         initiator.logout()
+
+
+@needs_networks
+def test_a_link_local_address_is_listened_on_in_its_zone(
+    wire: tuple[Network, Network], tmp_path: Path
+) -> None:
+    """RFC 4007 §11: the interface belongs to the address, by name or number; initiators are told it without."""
+    here, there = wire
+    for network, device, address in ((here, "here0", "fe80::77:1"), (there, "there0", "fe80::77:2")):
+        network.ip("addr", "add", f"{address}/64", "dev", device, "nodad")
+    with daemon_in(tmp_path) as daemon:
+        made = portal(
+            daemon, f"[fe80::77:1%here0]:{PORT}", f"[fe80::77:1%{socket.if_nametoindex('lo')}]:{PORT}"
+        )
+        assert made["iscsi_target_portal_status"] == (
+            f"[fe80::77:1%{socket.if_nametoindex('lo')}]:{PORT} is not an address of this host"
+        )
+        disk = daemon.create_disk("disk", "1MB", target={"iscsi_target_portalgroup": made["id"]})
+        with there.entered(), SocketInitiator(("fe80::77:1%there0", PORT)) as initiator:
+            initiator.login(None, INITIATOR)
+            (found,) = initiator.discover(disk.iqn)
+            assert list(found.addresses) == [f"[fe80::77:1]:{PORT},{made['id']}"]
+        with there.entered(), SocketInitiator(("fe80::77:1%there0", PORT)) as initiator:
+            initiator.login(disk.iqn, INITIATOR)
+            attention(initiator)
+            assert write(initiator, 0, bytes(512)).good
+        elsewhere = portal(daemon, f"[fe80::77:1%none0]:{PORT}")
+        assert elsewhere["iscsi_target_portal_status"] == (
+            f"[fe80::77:1%none0]:{PORT} is of an interface that this host does not have"
+        )
+        body = {"iscsi_target_portal_ips": [f"[fe80::77:1]:{PORT}"]}
+        refused = daemon.expect(409, "POST", "services/iscsi/portal/", body)
+        assert "needs its interface behind it: fe80::1%eth0" in refused["iscsi_target_portal_ips"][0]
