@@ -364,22 +364,26 @@ AUTH_CREDENTIAL: Final = Declaration(
         Field(
             attribute="user",
             wire="iscsi_target_auth_user",
+            verbatim=True,
             help_text="CHAP name that the initiator must present.",
             example="user",
         ),
         Field(
             attribute="secret",
             wire="iscsi_target_auth_secret",
+            verbatim=True,
             help_text="CHAP secret of the initiator; many initiators want 12 to 16 characters.",
         ),
         Field(
             attribute="peer_user",
             wire="iscsi_target_auth_peeruser",
+            verbatim=True,
             help_text="CHAP name that the target answers with (CHAP Mutual).",
         ),
         Field(
             attribute="peer_secret",
             wire="iscsi_target_auth_peersecret",
+            verbatim=True,
             help_text="CHAP secret of the target; not the initiator's.",
         ),
     ),

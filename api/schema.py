@@ -26,6 +26,7 @@ from targetd.config import (
     FieldRule,
     Problem,
     check_value,
+    read_whole,
     rules,
 )
 
@@ -74,6 +75,8 @@ class Field:
     """Of a new object, for the documents, where it is not the model's."""
     convert: Callable[[str], str] | None = None
     """Brings text into its stored form before it is judged; a ValueError's text is the message."""
+    verbatim: bool = False
+    """Blanks around the text are part of it, as the real API's forms had it for passwords alone."""
     read_only: bool = False
     """Returned; in a body it is ignored."""
     write_only: bool = False
@@ -98,6 +101,7 @@ class Column:
     none_words: frozenset[str]
     """Strings that mean null here."""
     convert: Callable[[str], str] | None
+    verbatim: bool
     read_only: bool
     write_only: bool
     json_schema: Mapping[str, Any]
@@ -113,7 +117,7 @@ class Column:
         Raises:
             ValueError: with the message for the client.
         """
-        typed = coerce(self.rule.type, value)
+        typed = value if self.verbatim and isinstance(value, str) else coerce(self.rule.type, value)
         if self.rule.auth_tag is not None and typed in (0, -1):
             return None  # "no group", in every client that offers groups in a list (api-semantics §2, §5.8)
         if self.convert is not None:
@@ -147,12 +151,8 @@ def _whole(value: object) -> int:
         return value
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    # 24 digits are more than any field holds; int() of thousands of them is slow, then refused
-    if isinstance(value, str) and value.isascii() and len(value) <= 24:
-        try:
-            return int(value)
-        except ValueError:
-            pass
+    if isinstance(value, str):
+        return read_whole(value)
     raise ValueError(NOT_A_NUMBER)
 
 
@@ -237,7 +237,7 @@ class Declaration:
                     errors[column.wire] = [f"{MASK} stands for a secret that is not shown; give the secret."]
                 continue
             if isinstance(raw, str):
-                raw = raw.strip()
+                raw = raw if column.verbatim else raw.strip()
                 if raw in column.none_words:
                     raw = None
                 elif not raw and column.rule.type is str and not column.blank:
@@ -365,6 +365,7 @@ def _column(field: Field, rule: FieldRule) -> Column:
         empty=empty,
         none_words=frozenset(none_words),
         convert=field.convert,
+        verbatim=field.verbatim,
         read_only=field.read_only,
         write_only=field.write_only,
         json_schema=_json_schema(field, rule, nullable, blank),

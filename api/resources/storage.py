@@ -27,7 +27,7 @@ DEVICES: Final = "/dev/zvol/"
 BAD_SIZE: Final = "Enter a size: bytes, or a number with K, M, G, T or P (10G, 500MiB, 0.5 GiB)."
 MAX_SIZE: Final = 2**62
 
-_SIZE: Final = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?([KMGTP]?)(?:i?B)?", re.IGNORECASE)
+_SIZE: Final = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?([KMGTP]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
 _T = TypeVar("_T")
 
 

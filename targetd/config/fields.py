@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from targetd.config.parsing import NOT_A_NUMBER
+
 __all__ = [
     "INVALID_CHOICE",
     "NOT_A_NUMBER",
@@ -31,7 +33,6 @@ __all__ = [
 REQUIRED = "This field is required."
 INVALID_CHOICE = "Select a valid choice. {} is not one of the available choices."
 OUT_OF_RANGE = "This value must be between {} and {}, inclusive."
-NOT_A_NUMBER = "Enter a whole number."
 TOO_LONG = "Ensure this value has at most {} characters (it has {})."
 
 

@@ -14,13 +14,31 @@ __all__ = [
     "join_location",
     "parse_network",
     "parse_size",
+    "read_whole",
     "split_address",
     "split_list",
     "split_location",
 ]
 
 DEFAULT_PORT = 3260
+NOT_A_NUMBER = "Enter a whole number."
 BAD_SIZE = "This value can be a size in bytes, or can be postfixed with KB, MB, GB, TB"
+
+
+_WHOLE = re.compile(r"-?[0-9]{1,24}", re.ASCII)
+"""24 digits are more than any field holds."""
+
+
+def read_whole(text: str) -> int:
+    """A whole number as people write one: digits of ASCII, a minus before them, nothing else. ``int`` takes
+    more: underscores, blanks, a plus and the digits of every script.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not _WHOLE.fullmatch(text):
+        raise ValueError(NOT_A_NUMBER)
+    return int(text)
 
 
 def split_list(text: str) -> list[str]:
@@ -45,7 +63,7 @@ def split_address(text: str) -> tuple[str, int]:
     elif text.count(":") > 1:
         host, port = text, None
         head, _, tail = text.rpartition(":")
-        if is_address(head) and tail.isdecimal():
+        if is_address(head) and _WHOLE.fullmatch(tail):
             host, port = head, tail
     else:
         host, colon, tail = text.partition(":")
@@ -56,7 +74,7 @@ def split_address(text: str) -> tuple[str, int]:
         raise ValueError(f"{text}: enter a valid IPv4 or IPv6 address, and a port after a colon.") from None
     if port is None:
         return address, DEFAULT_PORT
-    if not (port.isascii() and port.isdecimal() and len(port) < 7 and 1 <= int(port) <= 65535):
+    if not (_WHOLE.fullmatch(port) and 1 <= int(port) <= 65535):
         raise ValueError(f"{text}: the port must be between 1 and 65535.")
     return address, int(port)
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from api.schema import Column
+from targetd.config import read_whole
 from targetd.ctl import document as documents
 from targetd.ctl import output
 from targetd.ctl.client import Client, CtlError, FieldsError, UsageError
@@ -93,6 +94,8 @@ def _client(context: typer.Context) -> Iterator[Client]:
         client.close()
 
 
+Id = Annotated[int, typer.Argument(parser=read_whole, metavar="ID")]
+Ids = Annotated[list[int], typer.Argument(parser=read_whole, metavar="ID")]
 Json = Annotated[bool, typer.Option("--json", help="Answer with JSON, as the API has it.")]
 Force = Annotated[
     bool,
@@ -335,7 +338,9 @@ def _sanitize_extent(resource: Resource) -> Callable[..., None]:
         context: Context,
         one: Annotated[str, typer.Argument(metavar="ID-OR-NAME", help="Its id or name.")],
         method: Annotated[str, typer.Option(help="overwrite, block erase or cryptographic erase.")],
-        passes: Annotated[int, typer.Option(help="Of an overwrite with zeroes.")] = 1,
+        passes: Annotated[
+            int, typer.Option(parser=read_whole, metavar="INTEGER", help="Of an overwrite with zeroes.")
+        ] = 1,
         yes: Annotated[
             bool, typer.Option("--yes", help="Do not ask whether all data shall be lost.")
         ] = False,
@@ -447,7 +452,7 @@ def _list_sessions(context: Context, json: Json = False) -> None:
 
 
 @_sessions.command("show")
-def _show_session(context: Context, id: int, json: Json = False) -> None:
+def _show_session(context: Context, id: Id, json: Json = False) -> None:
     """Show one whole, with what was negotiated."""
     with _client(context) as client:
         session = client.request("GET", f"{SESSIONS}/{id}/")
@@ -465,7 +470,7 @@ def _show_session(context: Context, id: int, json: Json = False) -> None:
 
 
 @_sessions.command("drop")
-def _drop_session(context: Context, ids: Annotated[list[int], typer.Argument(metavar="ID")]) -> None:
+def _drop_session(context: Context, ids: Ids) -> None:
     """Ask initiators to log out, then end their sessions."""
     with _client(context) as client:
         for id in ids:
@@ -473,7 +478,7 @@ def _drop_session(context: Context, ids: Annotated[list[int], typer.Argument(met
 
 
 @_sessions.command("negotiate")
-def _negotiate_session(context: Context, ids: Annotated[list[int], typer.Argument(metavar="ID")]) -> None:
+def _negotiate_session(context: Context, ids: Ids) -> None:
     """Ask initiators to negotiate anew, so that a changed MaxRecvDataSegmentLength or alias holds without a
     new login. Linux's initiator answers by logging in again; one that does nothing loses the connection."""
     with _client(context) as client:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from targetd.config import read_whole
 from targetd.ctl import output
 from targetd.ctl.client import Client, FieldsError, UsageError
 from targetd.ctl.commands import SESSIONS, Context, Json, _client, _read_secret, _settings, app
@@ -141,7 +142,9 @@ def _explain(
     initiator: Annotated[str, typer.Argument(help="iSCSI name of the initiator.")],
     address: Annotated[str, typer.Argument(help="IP address that it comes from.")],
     target: Annotated[str, typer.Argument(help="Full or short name; without it all targets.")] = "",
-    portal: Annotated[int | None, typer.Option(help="Id of a portal; without it all.")] = None,
+    portal: Annotated[
+        int | None, typer.Option(parser=read_whole, metavar="INTEGER", help="Id of a portal; without it all.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """May this initiator from this address log in, and what would it see? Exit status 1: it may not."""

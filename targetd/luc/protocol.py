@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from protocol import chap
 from protocol.access import Credential
+from targetd.config import read_whole
 from targetd.interface import ConnectionStatus, LunStatus, SessionStatus
 
 __all__ = ["Controller", "Conversation", "Policy"]
@@ -132,7 +133,7 @@ def _binary(text: str, limit: int) -> bytes:
     Raises:
         ValueError: no such text, or nothing in it, or more than ``limit`` bytes.
     """
-    if text[:2].lower() != "0x":
+    if text[:2].lower() != "0x" or not text.isalnum():  # fromhex() passes over blanks
         raise ValueError(text)
     data = bytes.fromhex(text[2:])
     if not 0 < len(data) <= limit:
@@ -251,7 +252,7 @@ class Conversation:
             raise self._failed("auth user or secret is missing", "there is no user in the credential group")
         try:
             response = _binary(answered, 16)
-            identifier = int(back[0]) if back else 0
+            identifier = read_whole(back[0]) if back else 0
             theirs = _binary(back[1], MAX_CHALLENGE) if back else b""
         except ValueError:
             raise self._failed("response format error", "a value is no number") from None

@@ -40,7 +40,7 @@ def inherited(environ: MutableMapping[str, str]) -> list[tuple[str, socket.socke
     so that no child takes them for its own."""
     pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
     names = environ.pop("LISTEN_FDNAMES", "").split(":")
-    if pid != str(os.getpid()) or not count.isdecimal():
+    if pid != str(os.getpid()) or not (count.isascii() and count.isdecimal()):
         return []
     found = []
     for index in range(int(count)):

@@ -67,6 +67,17 @@ GLOBAL_ERRORS = [
     ("iscsi_maxsesh", True, "Enter a whole number."),
     ("iscsi_maxsesh", 1.5, "Enter a whole number."),
     ("iscsi_maxsesh", [1], "Enter a whole number."),
+    # int() takes all of these
+    ("iscsi_maxsesh", "1_0", "Enter a whole number."),
+    ("iscsi_maxsesh", "+10", "Enter a whole number."),
+    ("iscsi_maxsesh", "- 10", "Enter a whole number."),
+    ("iscsi_maxsesh", "\u0661\u0662", "Enter a whole number."),
+    ("iscsi_maxsesh", "\uff11\uff12", "Enter a whole number."),
+    ("iscsi_maxsesh", "0x10", "Enter a whole number."),
+    ("iscsi_maxsesh", "1e2", "Enter a whole number."),
+    ("iscsi_lucport", "32_60", "Enter a whole number."),
+    ("iscsi_isns_servers", "10.0.0.1:3_205", "The following addresses are not valid: 10.0.0.1:3_205"),
+    ("iscsi_isns_servers", "10.0.0.1:\u0663", "The following addresses are not valid: 10.0.0.1:\u0663"),
     ("iscsi_maxsesh", None, REQUIRED),
     ("iscsi_maxsesh", "", REQUIRED),
     ("iscsi_basename", "", REQUIRED),
@@ -122,6 +133,25 @@ async def test_values_are_read_as_from_a_form(api: Api, name: str, sent: object,
     for path in ("globalconfiguration/", "globalconfiguration/1/"):
         answer = await api.put(path, body)
         assert (answer.status, answer.json[name]) == (202, kept), answer.raw
+
+
+async def test_users_and_secrets_keep_their_blanks(api: Api) -> None:
+    """What is changed in silence is a login that fails."""
+    given = {
+        "iscsi_target_auth_user": " user name ",
+        "iscsi_target_auth_secret": "twelve chars ",
+        "iscsi_target_auth_peeruser": "peer ",
+        "iscsi_target_auth_peersecret": " twelve charz",
+    }
+    made = await api.post("authcredential/", {"iscsi_target_auth_tag": 1, **given})
+    assert made.status == 201
+    changed = await api.put(
+        f"authcredential/{made.json['id']}/", {"iscsi_target_auth_secret": "  other chars  "}
+    )
+    assert changed.status == 202
+    (kept,) = api.engine.configuration.credentials.values()
+    assert (kept.user, kept.secret) == (" user name ", "  other chars  ")
+    assert (kept.peer_user, kept.peer_secret) == ("peer ", " twelve charz")
 
 
 async def test_all_messages_come_at_once(api: Api) -> None:

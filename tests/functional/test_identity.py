@@ -103,9 +103,8 @@ def test_discovery_by_proof_holds_in_normal_sessions_too(daemon: Daemon, disk: D
         daemon.expect(202, "PUT", "services/iscsi/globalconfiguration/", body)
         assert [found.name for found in peer.discover("All")] == [opened.iqn]
         assert peer.discover(disk.iqn) == []
-    with SocketInitiator((HOST, daemon.portal_port)) as peer:
-        with pytest.raises(LoginFailed):
-            peer.login(None, NAME)
+    with SocketInitiator((HOST, daemon.portal_port)) as peer, pytest.raises(LoginFailed):
+        peer.login(None, NAME)
     with SocketInitiator((HOST, daemon.portal_port)) as peer:
         peer.login(None, NAME, chap=ALICE)
         assert sorted(found.name for found in peer.discover("All")) == sorted(everybody)
@@ -131,8 +130,7 @@ def group_of_carol(daemon: Daemon) -> int:
 
 @pytest.mark.parametrize("name", [f"{NAME}/1", f"{NAME}_1", "iqn.host", "eui.1", f"{NAME}\u2009", "host"])
 def test_a_name_that_is_none_is_refused_and_the_reason_told(daemon: Daemon, disk: Disk, name: str) -> None:
-    with SocketInitiator((HOST, daemon.portal_port)) as peer:
-        with pytest.raises(LoginFailed) as failed:
-            peer.login(disk.iqn, name, chap=ALICE)
+    with SocketInitiator((HOST, daemon.portal_port)) as peer, pytest.raises(LoginFailed) as failed:
+        peer.login(disk.iqn, name, chap=ALICE)
     assert failed.value.status == LoginStatus.INITIATOR_ERROR
     daemon.wait_for_line("is no iSCSI name: it ")

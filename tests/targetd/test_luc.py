@@ -273,6 +273,22 @@ CHALLENGED = f"200 0x{b'theirs'.hex()}"
         ("CHAP", ["AUTH"], "ERR CHAP sequence error"),
         ("CHAP", ["AUTH CHAP_NR alice 0x00"], "ERR CHAP sequence error"),
         ("CHAP", ["AUTH CHAP_A 5", "AUTH CHAP_NR alice zz"], "ERR response format error"),
+        # what int() and fromhex() take, and no number is
+        (
+            "CHAP",
+            ["AUTH CHAP_A 5", f"AUTH CHAP_NR alice {answer_for(ALICE.secret)} 1_0 0xAB"],
+            "ERR response format error",
+        ),
+        (
+            "CHAP",
+            ["AUTH CHAP_A 5", f"AUTH CHAP_NR alice {answer_for(ALICE.secret)} ' 1' 0xAB"],
+            "ERR response format error",
+        ),
+        (
+            "CHAP",
+            ["AUTH CHAP_A 5", f"AUTH CHAP_NR alice {answer_for(ALICE.secret)} 1 '0xAB CD'"],
+            "ERR response format error",
+        ),
         ("CHAP", ["AUTH CHAP_A 5", f"AUTH CHAP_NR alice {answer_for(b'wrong')}"], "ERR CHAP sequence error"),
         (
             "CHAP",
