@@ -49,18 +49,25 @@ def _size(text: str) -> str:
     return parse_size(text)[0]
 
 
-def _status(wire: str, help_text: str) -> Field:
-    """What the engine knows of an object, beside its configuration."""
+def _told(attribute: str, wire: str, help_text: str, default: str) -> Field:
+    """What is known of an object beside its configuration."""
     rule = FieldRule(
-        attribute="status",
+        attribute=attribute,
         type=str,
         nullable=False,
         required=False,
-        default="ok",
+        default=default,
         secret=False,
         text=Text(max_length=1024),
     )
-    return Field(attribute="status", wire=wire, help_text=help_text, rule=rule, read_only=True, example="ok")
+    return Field(
+        attribute=attribute, wire=wire, help_text=help_text, rule=rule, read_only=True, example=default
+    )
+
+
+def _status(wire: str, help_text: str) -> Field:
+    """What the engine knows of an object."""
+    return _told("status", wire, help_text, default="ok")
 
 
 GLOBAL_CONFIGURATION: Final = Declaration(
@@ -344,6 +351,12 @@ INITIATOR_GROUP: Final = Declaration(
             help_text="For people.",
             # as the parameter list of the specification spells it
             also=("scsi_target_initiator_comment",),
+        ),
+        _told(
+            "warning",
+            "iscsi_target_initiator_warning",
+            "Entries that can never match an initiator, and why; empty when there are none.",
+            default="",
         ),
     ),
 )

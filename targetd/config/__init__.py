@@ -12,6 +12,7 @@ other objects refer to a credential group by tag and to everything else by id.
     members.py    collections that know what they were made from
     resources.py  the resources, the Configuration
     lookups.py    who has this name, what names that id
+    initiators.py who an entry of an initiator group is about
     errors.py     ConfigError: everything wrong, by object and attribute
     edits.py      new configurations from old, identifiers, differences
     serials.py    what units show in VPD page 80h
@@ -63,6 +64,7 @@ from targetd.config.indexes import (
     mappings_by_target,
     target_named,
 )
+from targetd.config.initiators import EVERYBODY, entries_about, futile_entries, matching_entry
 from targetd.config.parsing import (
     is_wildcard,
     join_location,
@@ -105,6 +107,7 @@ from targetd.config.validation import MAX_NAME_BYTES, validate
 __all__ = [
     "BLOCK_SIZES",
     "COLLECTIONS",
+    "EVERYBODY",
     "GLOBALS",
     "INVALID_CHOICE",
     "MAX_LENGTH",
@@ -147,10 +150,12 @@ __all__ = [
     "credentials_by_tag",
     "default_target_serial",
     "diff",
+    "entries_about",
     "extent_serial_given",
     "first_group",
     "fresh",
     "full_name",
+    "futile_entries",
     "groups_by_portal",
     "groups_by_target",
     "is_wildcard",
@@ -159,6 +164,7 @@ __all__ = [
     "make_naa",
     "mappings_by_extent",
     "mappings_by_target",
+    "matching_entry",
     "next_id",
     "next_lun",
     "next_tag",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
+from protocol import names
 from targetd.config.editing import Change, diff
 from targetd.config.errors import WHOLE, ConfigError, Problem, Where
 from targetd.config.fields import INVALID_CHOICE, REQUIRED, check_value, rules, well_typed
@@ -238,9 +239,12 @@ def _clashes(config: Configuration, changes: Mapping[Collection, Change]) -> Ite
 
 
 def _full_names(
-    config: Configuration, changes: Mapping[Collection, Change], renamed: bool
+    config: Configuration,
+    changes: Mapping[Collection, Change],
+    renamed: bool,
+    since: Configuration | None,
 ) -> Iterator[Problem]:
-    """Full names are unique and no longer than a name may be (§4).
+    """Full names are unique and iSCSI names, no longer than one may be (§4).
 
     A new basename renames targets that nobody wrote; it is then the basename that is wrong.
     """
@@ -258,9 +262,22 @@ def _full_names(
     for ids in _sharing(config, TARGETS_BY_NAME, None if renamed else written):
         yield from (problem(id, "Target name already exists") for id in _guilty(ids, written) or ids[1:])
     for id in config.targets if renamed else written:
-        name = full_name(config.globals, config.targets[id])
+        target = config.targets[id]
+        name = full_name(config.globals, target)
+        if check_value(rules(type(target))["name"], target.name) is not None:
+            continue  # told already
         if len(name.encode(errors="replace")) > MAX_NAME_BYTES:
             yield problem(id, f"The full name {name} is longer than {MAX_NAME_BYTES} bytes.")
+        elif since is not None and not _had_name(since, id, name):
+            # A rule of writing: what an older release has stored is served, and may be edited.
+            try:
+                names.normalise(name)
+            except ValueError as error:
+                yield problem(id, f"{name} is no iSCSI name: it {error}.")
+
+
+def _had_name(config: Configuration, id: int, name: str) -> bool:
+    return id in config.targets and full_name(config.globals, config.targets[id]) == name
 
 
 def _shared_paths(config: Configuration, changes: Mapping[Collection, Change]) -> Iterator[Problem]:
@@ -377,7 +394,7 @@ def validate(config: Configuration, since: Configuration | None = None) -> None:
     # what stands beside what is asked only where everything is at least of the type that it should be
     if all(_well_typed(obj) for _, _, obj, _ in written):
         renamed = since is None or since.globals.basename != config.globals.basename
-        problems.extend(_full_names(config, changes, renamed))
+        problems.extend(_full_names(config, changes, renamed, since))
         problems.extend(_clashes(config, changes))
         problems.extend(_shared_paths(config, changes))
         problems.extend(_shared_addresses(config, changes))

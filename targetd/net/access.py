@@ -8,13 +8,13 @@ import ipaddress
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+from protocol import names
 from protocol.access import Credential, Grant, Offer, Refusal, TargetList
 from protocol.enums import AuthMethod, LoginStatus
 from targetd.config import (
     AuthChoice,
     ChapAlgorithm,
     Configuration,
-    InitiatorGroup,
     Target,
     TargetGroup,
     credentials_by_tag,
@@ -22,6 +22,7 @@ from targetd.config import (
     groups_by_target,
     is_wildcard,
     join_location,
+    matching_entry,
     parse_network,
     split_address,
     split_list,
@@ -168,6 +169,10 @@ class PortalAuthorizer:
         groups = groups_by_target(config).get(target.id, ())
         here = [group for group in groups if group.portal_id == self._portal_id]
         name = full_name(config.globals, target)
+        try:
+            names.normalise(initiator_name)
+        except ValueError as error:
+            return Verdict(None, f"{initiator_name[:60]!a} is no iSCSI name: it {error}")
         if not here:
             return Verdict(None, f"target {name} is not granted through portal {self._portal_id}")
         reasons = []
@@ -175,7 +180,7 @@ class PortalAuthorizer:
             if group.initiator_group_id is None:
                 return Verdict(group, f"target {name} is open to any initiator")
             members = config.initiator_groups[group.initiator_group_id]
-            entry = _matching_entry(members, initiator_name)
+            entry = matching_entry(members.initiators, initiator_name)
             called = f"initiator group {members.tag}"
             if entry is None:
                 reasons.append(f"{called} does not name it")
@@ -277,13 +282,6 @@ def credentials_of(config: Configuration, choice: AuthChoice, tag: int | None) -
         Credential(user.user, user.secret.encode(), user.peer_user, user.peer_secret.encode())
         for user in credentials_by_tag(config).get(tag, ())
     )
-
-
-def _matching_entry(group: InitiatorGroup, initiator_name: str) -> str | None:
-    """The first entry that is about this initiator (§7.4 rule 1); one that begins with ``!`` denies it."""
-    wanted = ("all", initiator_name.lower())
-    entries = split_list(group.initiators)
-    return next((entry for entry in entries if entry.lower().removeprefix("!") in wanted), None)
 
 
 def in_networks(networks: str, host: str) -> bool:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from protocol.access import TargetList, TargetRecord
+from protocol.names import fold
 from targetd.config import (
+    EVERYBODY,
     Configuration,
-    InitiatorGroup,
+    entries_about,
     full_name,
     groups_by_portal,
     groups_by_target,
-    split_list,
 )
 
 __all__ = ["Lists", "records"]
@@ -32,7 +33,7 @@ class _Admitted:
     everybody: frozenset[int]
     """Ids of those that let everybody in whom they do not name."""
     named: Mapping[str, Mapping[int, bool]]
-    """Initiator name, lower case → what the groups that name it say."""
+    """Initiator name, as it is compared → what the groups that name it say."""
 
     def group(self, group_id: int | None, name: str) -> bool:
         """Whether this group (None: no group is asked) lets this initiator in."""
@@ -49,8 +50,8 @@ def admitted_by_name(config: Configuration) -> _Admitted:
     everybody = set()
     named: dict[str, dict[int, bool]] = {}
     for group in config.initiator_groups.values():
-        for name, admitted in _entries(group):
-            if name == "all":
+        for name, admitted in entries_about(group.initiators):
+            if name == EVERYBODY:
                 if admitted:
                     everybody.add(group.id)
                 break
@@ -62,11 +63,6 @@ def admitted_by_name(config: Configuration) -> _Admitted:
 
 _ADMITTED = "targetd.net.discovery.admitted"
 """Where a configuration keeps it."""
-
-
-def _entries(group: InitiatorGroup) -> Iterator[tuple[str, bool]]:
-    for entry in split_list(group.initiators):
-        yield entry.lower().removeprefix("!"), not entry.startswith("!")
 
 
 class Lists:
@@ -91,7 +87,7 @@ class Lists:
             way: whatever ``addresses`` depends on beside its argument.
             addresses: portal id → where it is reached on this way.
         """
-        name = initiator_name.lower()
+        name = fold(initiator_name)
         if name not in admitted_by_name(config).named:
             name = ""
         key = portal_id, name, way
@@ -112,7 +108,7 @@ def records(
 ) -> Iterator[TargetRecord]:
     """The targets that an initiator sees through a portal, by id; only those ``among``, if given."""
     admitted = admitted_by_name(config)
-    name = initiator_name.lower()
+    name = fold(initiator_name)
     by_target = groups_by_target(config)
     if among is None:
         here = groups_by_portal(config).get(portal_id, ())

@@ -901,3 +901,15 @@ async def test_what_sessions_rely_on_is_changed_by_force_alone(
     document = (await api.request("GET", "/api/v1.0/openapi.json")).json
     places = document["paths"]["/api/v1.0/services/iscsi/" + path.replace("1", "{id}")]
     assert places[method.lower()]["parameters"] == [{"$ref": "#/components/parameters/force"}]
+
+
+async def test_entries_of_an_initiator_group_that_can_never_match_are_told_in_the_answer(api: Api) -> None:
+    made = await api.post(
+        "authorizedinitiator/", {"iscsi_target_initiator_initiators": "iqn.2026-11.com.example:*"}
+    )
+    assert made.status == 201
+    assert "can match no initiator" in made.json["iscsi_target_initiator_warning"]
+    changed = await api.put(
+        f"authorizedinitiator/{made.json['id']}/", {"iscsi_target_initiator_initiators": "ALL"}
+    )
+    assert changed.json["iscsi_target_initiator_warning"] == ""

@@ -272,7 +272,7 @@ def test_from_every_address_to_one_and_back_without_a_pause(daemon: Daemon) -> N
 def test_a_link_local_address_is_listened_on_in_its_zone(
     wire: tuple[Network, Network], tmp_path: Path
 ) -> None:
-    """RFC 4007 §11: the interface belongs to the address, by name or number; initiators are told it without."""
+    """RFC 4007 §11: the interface belongs to the address, by name or number; initiators are not told it."""
     here, there = wire
     for network, device, address in ((here, "here0", "fe80::77:1"), (there, "there0", "fe80::77:2")):
         network.ip("addr", "add", f"{address}/64", "dev", device, "nodad")

@@ -179,7 +179,9 @@ def test_the_end_of_a_worker_is_told_with_that_of_its_sessions(tmp_path: Path) -
             happened = fleet.events()
             coming = asyncio.ensure_future(anext(happened))
             with SocketInitiator((HOST, site.port), timeout_s=60) as initiator:
-                await asyncio.to_thread(initiator.login, "iqn.2011-03.org.example.istgt:disk1", "iqn.x:y")
+                await asyncio.to_thread(
+                    initiator.login, "iqn.2011-03.org.example.istgt:disk1", "iqn.2026-11.example:y"
+                )
                 assert (await coming).kind == "session.login"
                 (session,) = await fleet.sessions()
                 statistics = await fleet.statistics()
@@ -187,7 +189,7 @@ def test_the_end_of_a_worker_is_told_with_that_of_its_sessions(tmp_path: Path) -
                 os.kill(victim.pid, signal.SIGKILL)
                 told = [await anext(happened) for _ in range(3)]
             assert [event.kind for event in told] == ["session.end", "worker.end", "worker.start"]
-            assert (told[0].data["id"], told[0].data["initiator"]) == (session.id, "iqn.x:y")
+            assert (told[0].data["id"], told[0].data["initiator"]) == (session.id, "iqn.2026-11.example:y")
             assert told[1].data["status"] == "killed by SIGKILL"
             assert told[1].data["sessions"] == 1
             assert await fleet.sessions() == []

@@ -469,3 +469,58 @@ def test_collections_stand_after_those_they_refer_to() -> None:
             if rule.reference:
                 assert order.index(rule.reference.collection) < order.index(collection)  # type: ignore[arg-type]
         assert objects(Configuration(), collection) == {}
+
+
+# -- Initiator names in groups -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("initiators", "said"),
+    [
+        ("ALL", []),
+        ("iqn.2026-11.com.example:a, !iqn.2026-11.com.example:b\nALL", []),
+        ("iqn.2026-11.com.example:*", ["iqn.2026-11.com.example:* can match no initiator: the name has"]),
+        ("iqn.foo", ["iqn.foo can match no initiator: the name needs behind iqn."]),
+        ("host1", ["host1 can match no initiator: the name does not begin with"]),
+        ("!host1", ["!host1 can match no initiator: the name does not begin with"]),
+        (
+            "ALL !iqn.2026-11.com.example:b",
+            ["!iqn.2026-11.com.example:b is never asked: ALL before it is about the same."],
+        ),
+        (
+            "iqn.2026-11.com.example:a !IQN.2026-11.com.example:A",
+            ["!IQN.2026-11.com.example:A is never asked: iqn.2026-11.com.example:a before it is about"],
+        ),
+    ],
+)
+def test_entries_that_can_match_nobody_are_told(initiators: str, said: list[str]) -> None:
+    found = model.futile_entries(initiators)
+    assert len(found) == len(said)
+    assert all(text.startswith(begin) for text, begin in zip(found, said, strict=True))
+
+
+def test_entries_and_initiators_are_compared_as_rfc_3722_has_it() -> None:
+    group = "iqn.2026-11.com.example:STRASSE !ALL"
+    assert (
+        model.matching_entry(group, "iqn.2026-11.com.example:stra\u00dfe")
+        == "iqn.2026-11.com.example:STRASSE"
+    )
+    assert model.matching_entry(group, "iqn.2026-11.com.example:else") == "!ALL"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["eui.", "naa.xyz", "eui.0200", "iqn.foo", "iqn.", "naa.52004567ba64678", "iqn.2026-13.com.example"],
+)
+def test_a_whole_name_that_is_none_is_not_written_but_one_from_before_is_kept(name: str) -> None:
+    config = small()
+    target = config.targets[min(config.targets)]
+    written = replace_object(config, "targets", replace(target, name=name))
+    with pytest.raises(ConfigError) as refused:
+        validate(written, config)
+    (problem,) = refused.value.problems
+    assert (problem.collection, problem.attribute, problem.id) == ("targets", "name", target.id)
+    assert problem.message.startswith(f"{name} is no iSCSI name: it needs behind {name[:4]} ")
+    validate(written)  # as an older release stored it
+    edited = replace(written.targets[target.id], flags="ro")
+    validate(replace_object(written, "targets", edited), written)
