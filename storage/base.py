@@ -7,6 +7,8 @@ Three kinds of calls, told apart by what they may do to the thread that makes th
 * ``read_nowait``, ``copy_nowait``, ``write_nowait`` and ``tick`` never wait for a medium: they are for
   the event loop. They answer None / False when the work would have to wait, and then the caller takes
   the other kind.
+* ``begin_read``, ``begin_write`` and ``begin_flush`` do not wait either: what they begin ends later, on the
+  event loop, by a call of ``done``. A backend that has no such way answers False.
 * Everything else may wait for as long as the medium likes: worker threads only.
 
 Every failure is an ``OSError`` whose ``errno`` is the true one; what it means on the wire is decided
@@ -14,10 +16,11 @@ in ``protocol.scsi.sense``. Methods are safe to call from several threads at onc
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["TICK_INTERVAL_S", "Backend", "Buffer", "Capabilities", "Geometry", "Run", "Space"]
+__all__ = ["TICK_INTERVAL_S", "Backend", "Buffer", "Capabilities", "Done", "Geometry", "Rest", "Run", "Space"]
 
 TICK_INTERVAL_S = 2.0
 """How often the daemon calls ``Backend.tick``: what is known about memory may be this old. Shorter, and
@@ -25,6 +28,14 @@ asking the kernel anew starts to show (a microsecond or two per 256 KiB in use);
 meet pages that memory pressure has taken meanwhile."""
 
 Buffer = bytes | bytearray | memoryview
+
+Rest = Callable[[], Buffer | None]
+"""What is left of an operation that was begun and cannot be ended without waiting, as one that failed: to be
+called on a worker. It returns what the operation has, or raises its error."""
+
+Done = Callable[[Buffer | Rest | None], None]
+"""Called on the event loop when an operation that was begun has ended, never from within ``begin_…``: with
+the bytes of a read, None for a write or a flush that is done, or the rest of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +130,24 @@ class Backend(ABC):
         Raises:
             OSError: it was tried and failed; how much was written is not known.
         """
+
+    # -- begin now, end later: for the event loop -----------------------------------------------
+
+    def serve_by(self, engine: Any) -> None:
+        """Use ``engine``, a ``storage.uring.Ring``, for what ``begin_…`` begins; None: there is none."""
+        return
+
+    def begin_read(self, offset: int, length: int, done: Done) -> bool:
+        """Begin to read; False: take ``read``. ``done`` gets memory that Python may touch."""
+        return False
+
+    def begin_write(self, offset: int, data: Buffer, done: Done, *, durable: bool = False) -> bool:
+        """Begin to write all of ``data``, which stays as it is until ``done``; False: take ``write``."""
+        return False
+
+    def begin_flush(self, done: Done) -> bool:
+        """Begin to flush everything that was written before; False: take ``flush``."""
+        return False
 
     # -- may wait: worker threads only --------------------------------------------------------
 

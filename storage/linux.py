@@ -20,6 +20,7 @@ __all__ = [
     "TMPFS",
     "XFS",
     "ZFS",
+    "address_of",
     "clone",
     "discard",
     "disk_sequence",
@@ -82,6 +83,36 @@ _STATFS_SIZE = 256
 
 _vectors: dict[int, type[ctypes.Array[ctypes.c_char]]] = {}
 """mincore's answer as a ctypes type, by number of pages: making the type costs more than the call."""
+
+
+class _PyBuffer(ctypes.Structure):
+    """``Py_buffer`` of CPython's buffer protocol (PEP 3118)."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+def address_of(data: object) -> int:
+    """Where a contiguous buffer has its bytes in memory: true while ``data`` lives and is not resized.
+
+    ctypes' ``from_buffer`` wants a writable one, and ours need not be.
+    """
+    buffer = _PyBuffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(data), ctypes.byref(buffer), 0)
+    address: int = buffer.buf
+    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
+    return address
 
 
 def _error() -> OSError:

@@ -29,42 +29,13 @@ resident (Linux ``can_do_mincore``, against spying on the page cache). ``may_ask
 that may not ask does without a mapping.
 """
 
-import ctypes
 import mmap
 import os
 
-from storage.linux import mincore
+from storage.linux import address_of, mincore
 from storage.mapped_writes import CHUNK, CHUNK_SHIFT, PAGE, STORE_LIMIT, Stores, bounce
 
 __all__ = ["CHUNK", "PAGE", "STORE_LIMIT", "UNMAPPED", "Mapping", "may_ask"]
-
-
-class _PyBuffer(ctypes.Structure):
-    """``Py_buffer`` of CPython's buffer protocol (PEP 3118)."""
-
-    _fields_ = (
-        ("buf", ctypes.c_void_p),
-        ("obj", ctypes.py_object),
-        ("len", ctypes.c_ssize_t),
-        ("itemsize", ctypes.c_ssize_t),
-        ("readonly", ctypes.c_int),
-        ("ndim", ctypes.c_int),
-        ("format", ctypes.c_char_p),
-        ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
-        ("suboffsets", ctypes.c_void_p),
-        ("internal", ctypes.c_void_p),
-    )
-
-
-def _address_of(mapped: mmap.mmap) -> int:
-    # ctypes' from_buffer wants a writable buffer, and ours need not be. The address stays valid
-    # after the release below: an mmap object never moves, and the caller keeps it.
-    buffer = _PyBuffer()
-    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(mapped), ctypes.byref(buffer), 0)
-    address: int = buffer.buf
-    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
-    return address
 
 
 def may_ask(fd: int) -> bool:
@@ -102,7 +73,7 @@ class Mapping:
             protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
             window = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=protection)
             self.view = memoryview(window).toreadonly()
-            self._address = _address_of(window)
+            self._address = address_of(window)
             self._end = -(-size // PAGE) * PAGE
             if writable:
                 self._store = memoryview(window)

@@ -25,12 +25,14 @@ import resource
 import threading
 from abc import abstractmethod
 from time import perf_counter
+from typing import Any
 
-from storage.base import Backend, Buffer
+from storage.base import Backend, Buffer, Done
 from storage.coalesce import Coalescer
 from storage.handle import CLOSED, Handle
 from storage.mapping import PAGE, STORE_LIMIT, UNMAPPED, Mapping, may_ask
 from storage.transfer import short_io
+from storage.uring import Slots
 
 __all__ = ["INLINE_WRITE_LIMIT", "Paged"]
 
@@ -49,6 +51,13 @@ does not send a thousand writes after it the dear way. The kernel's pauses for a
 
 WATCHED_WRITES = 64
 """How many inline writes after one that took long are watched: whether the thread slept in the next such."""
+
+SLOTS = 128
+"""Operations that a medium with a queue of its own may have under way in the ring: what a session may send at
+once; a disk gains little from more."""
+
+FEW_SLOTS = 8
+"""The same where each takes a thread of the kernel's until it ends."""
 
 _PARTIAL = PAGE - 1
 
@@ -96,6 +105,8 @@ class Paged(Backend):
         self._change = threading.RLock()
         """Held to change handle, mapping, geometry or fault; readers take what they find."""
         self._flusher = Coalescer(self._sync)
+        self._slots: Slots | None = None
+        """Of the process' ring, if it has one."""
 
     @abstractmethod
     def _examine(self, handle: Handle) -> OSError | None:
@@ -208,6 +219,24 @@ class Paged(Backend):
                 self._judge()
             finally:
                 self._change.release()
+
+    # -- begin now, end later ---------------------------------------------------------------------
+
+    def serve_by(self, engine: Any) -> None:
+        self._slots = engine.slots(SLOTS if self._inline_medium else FEW_SLOTS) if engine else None
+
+    def begin_read(self, offset: int, length: int, done: Done) -> bool:
+        slots = self._slots
+        if slots is None or self._fault is not None or not length:
+            return False
+        data = bytes(length)
+
+        def ended(count: int) -> None:
+            # Anything but all of it: a worker's read finds the rest, or names the error.
+            done(data if count == length else lambda: self.read(offset, length))
+
+        slots.read(self._handle, offset, data, ended)
+        return True
 
     # -- may wait ---------------------------------------------------------------------------------
 

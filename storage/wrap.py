@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from dataclasses import replace as changed
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from storage.base import Backend, Buffer, Geometry, Run, Space
+from storage.base import Backend, Buffer, Done, Geometry, Rest, Run, Space
 
 __all__ = ["OPERATIONS", "Fault", "Faulty", "ReadOnly", "Slow", "Wrapper"]
 
@@ -61,6 +61,29 @@ class Wrapper(Backend):
     def tick(self) -> None:
         self.inner.tick()
         self._follow()
+
+    def serve_by(self, engine: Any) -> None:
+        self.inner.serve_by(engine)
+
+    def begin_read(self, offset: int, length: int, done: Done) -> bool:
+        if self._concerned("read", offset, length):
+            return False
+        return self.inner.begin_read(offset, length, self._following(done))
+
+    def begin_write(self, offset: int, data: Buffer, done: Done, *, durable: bool = False) -> bool:
+        if self._concerned("write", offset, len(data)):
+            return False
+        return self.inner.begin_write(offset, data, self._following(done), durable=durable)
+
+    def begin_flush(self, done: Done) -> bool:
+        return not self._concerned("flush", 0, 0) and self.inner.begin_flush(self._following(done))
+
+    def _following(self, done: Done) -> Done:
+        def ended(result: Buffer | Rest | None) -> None:
+            self._follow()
+            done((lambda: self._passed(result)) if callable(result) else result)
+
+        return ended
 
     def read(self, offset: int, length: int) -> Buffer:
         self._before("read", offset, length)

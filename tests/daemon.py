@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 WORKERS = os.environ.get("TEST_WORKERS", "1")
 """The same on every machine; TEST_WORKERS=2 runs any test with targets spread over two processes."""
+IO_ENGINE = os.environ.get("TEST_IO_ENGINE", "auto")
+"""TEST_IO_ENGINE=threads runs any test without io_uring."""
 START_LIMIT_S = 120.0
 """Two seconds of work; on a machine that does ten other things, half a minute was not enough."""
 STOP_LIMIT_S = 15.0
@@ -169,6 +171,7 @@ class Daemon:
             *("serve", "--state-dir", str(self.state_dir), "--extent-root", str(self.extent_root)),
             *("--portal", self.portal, "--api", f"{HOST}:{self.api_port}"),
             *("--workers", WORKERS),
+            *("--io-engine", IO_ENGINE),
             *self.options,
         ]
 

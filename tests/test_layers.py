@@ -55,7 +55,7 @@ FOREIGN: dict[str, tuple[str, ...]] = {
     "socket": ("targetd",),
     "select": ("targetd",),
     "time": ("storage", "targetd", "api"),
-    "mmap": ("storage.mapping", "storage.mapped_writes"),
+    "mmap": ("storage.mapping", "storage.mapped_writes", "storage.uring"),
     "aiohttp": ("api", "targetd.daemon.main", "targetd.ctl"),
     "sqlalchemy": ("targetd.persistence.store", "targetd.persistence.migrations"),
     "alembic": ("targetd.persistence.store", "targetd.persistence.migrations"),

@@ -33,7 +33,7 @@ from protocol.scsi.limits import (
 )
 from protocol.scsi.request import GOOD, Buffer, Outcome, Request
 from protocol.scsi.sense import CheckCondition, Sense
-from storage.base import Backend
+from storage.base import Backend, Done
 
 if TYPE_CHECKING:
     from protocol.scsi.device import LogicalUnit
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ABORTED",
     "after_synchronize_cache",
+    "begin_read",
     "decode",
     "medium",
     "prefetch",
@@ -158,6 +159,12 @@ def read_nowait(unit: "LogicalUnit", request: Request) -> Outcome | None:
     else:
         data = backend.read_nowait(request.offset, request.length)
     return None if data is None else Outcome(ScsiStatus.GOOD, data)
+
+
+def begin_read(unit: "LogicalUnit", request: Request, done: Done) -> bool:
+    """READ, ended by the medium."""
+    backend = unit.backend
+    return backend is not None and backend.begin_read(request.offset, request.length, done)
 
 
 def read(unit: "LogicalUnit", request: Request) -> Outcome:

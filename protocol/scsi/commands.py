@@ -13,11 +13,23 @@ from enum import Enum, IntFlag
 from typing import TYPE_CHECKING
 
 from protocol.scsi.request import Outcome, Request
+from storage.base import Done
 
 if TYPE_CHECKING:
     from protocol.scsi.device import LogicalUnit
 
-__all__ = ["Access", "Body", "Command", "Data", "Needs", "Prepare", "Row", "Runs", "service_action_field"]
+__all__ = [
+    "Access",
+    "Begin",
+    "Body",
+    "Command",
+    "Data",
+    "Needs",
+    "Prepare",
+    "Row",
+    "Runs",
+    "service_action_field",
+]
 
 Body = Callable[["LogicalUnit", Request], Outcome | None]
 """Does a command. An INLINE body may answer None: its outcome comes later by ``LogicalUnit.complete``."""
@@ -25,6 +37,8 @@ Prepare = Callable[["LogicalUnit", Request], None]
 """Decodes a CDB when the header arrives: sets ``transfer_length``, ``offset`` and ``length`` of the
 request; raises ``CheckCondition``. ``offset`` and ``length`` cover all of the medium that the command may
 touch: the whole of it when only the parameter list will tell."""
+Begin = Callable[["LogicalUnit", Request, Done], bool]
+"""Begins a command on the event loop, for its medium to end (``Backend.begin_read``); False: a worker's."""
 After = Callable[["LogicalUnit", Request, Outcome], None]
 """Runs on the event loop when the body has ended well or badly, before the outcome is delivered."""
 
@@ -57,7 +71,8 @@ class Runs(Enum):
     INLINE = "inline"
     """On the event loop: it never touches the medium."""
     NOWAIT = "nowait"
-    """``nowait`` on the event loop first; when that says None, ``body`` on a worker."""
+    """``nowait`` on the event loop first; when that says None, ``begin``, where there is one, and where that
+    says False, ``body`` on a worker."""
     WORKER = "worker"
     """On a worker: it may wait. It touches the backend and its request, nothing else of the unit."""
 
@@ -99,6 +114,8 @@ class Command:
     needs: Needs = Needs.NOTHING
     runs: Runs = Runs.INLINE
     nowait: Body | None = None
+    begin: Begin | None = None
+    """Tried after ``nowait`` and before a worker."""
     access: Access = Access.ALLOWED
     prepare: Prepare | None = None
     after: After | None = None

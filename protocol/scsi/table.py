@@ -82,7 +82,13 @@ _sanitize = partial(
 )
 
 _read = partial(
-    _in, needs=RANGE, access=Access.READ, runs=Runs.NOWAIT, nowait=block.read_nowait, prepare=block.prepare_rw
+    _in,
+    needs=RANGE,
+    access=Access.READ,
+    runs=Runs.NOWAIT,
+    nowait=block.read_nowait,
+    begin=block.begin_read,
+    prepare=block.prepare_rw,
 )
 _write = partial(_out, needs=WRITABLE, runs=Runs.NOWAIT, nowait=block.write_nowait, prepare=block.prepare_rw)
 _verify = partial(

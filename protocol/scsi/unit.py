@@ -28,6 +28,7 @@ from protocol.scsi.sense import CheckCondition, ReservationConflict, Sense, from
 from protocol.scsi.state import UnitState
 from protocol.scsi.table import table_for
 from protocol.scsi.taskset import PLAIN
+from storage.base import Rest
 
 __all__ = ["LogicalUnit"]
 
@@ -169,8 +170,24 @@ class LogicalUnit(UnitState):
             self._bar(request)
         if row.changes:
             self.note_written(request.nexus)
-        self.lane.run(partial(self._work, request, row), partial(self._done, request))
+        if row.begin is None or not row.begin(self, request, partial(self._ended, request)):
+            self.lane.run(partial(self._work, request, row), partial(self._done, request))
         return None
+
+    def _ended(self, request: Request, result: Buffer | Rest | None) -> None:
+        """What a row's ``begin`` has begun is done, or is a worker's from here."""
+        if callable(result):
+            self.lane.run(partial(self._rest, request, result), partial(self._done, request))
+        else:
+            self._done(request, GOOD if result is None else Outcome(ScsiStatus.GOOD, result))
+
+    def _rest(self, request: Request, rest: Rest) -> Outcome:
+        """On a worker thread."""
+        try:
+            result = rest()
+        except Exception as error:
+            return self.failed(request, error)
+        return GOOD if result is None else Outcome(ScsiStatus.GOOD, result)
 
     def _work(self, request: Request, row: Command) -> Outcome:
         """On a worker thread."""

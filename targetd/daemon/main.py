@@ -31,6 +31,7 @@ from targetd.config import ConfigError, fresh
 from targetd.daemon.demo import offer_demo
 from targetd.daemon.options import Address, Options, version
 from targetd.daemon.reload import Reloader
+from targetd.engine.io_engine import available
 from targetd.engine.runtime import Runtime
 from targetd.net.inherited_sockets import API, Listeners, inherited
 from targetd.net.loop import Loop
@@ -125,6 +126,8 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners, deadline: D
         raise StartError(f"{error.filename or state}: {error.strerror or error}") from None
     except ValueError as error:
         raise StartError(str(error)) from None
+    if options.io_engine == "uring" and (reason := available()) is not None:
+        raise StartError(f"--io-engine uring: io_uring cannot be used: {reason.strerror}")
     store = await Store.open(state / STORE_NAME)
     runtime: Runtime | Supervisor
     if options.workers > 1:
@@ -132,10 +135,13 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners, deadline: D
 
         runtime = supervisor.Supervisor(
             *(store, roots, loop, dict(options.pools), options.workers),
-            *(options.log_level, options.log_format, listeners),
+            *(options.log_level, options.log_format, listeners, options.io_engine),
         )
     else:
-        runtime = Runtime(store, roots, loop, dict(options.pools), listeners=listeners)
+        runtime = Runtime(
+            *(store, roots, loop, dict(options.pools)), listeners=listeners, io_engine=options.io_engine
+        )
+        runtime.io_engine.tell()
     admin = Account(ADMIN, await run_in_thread(hash_password, password))
     storage = StorageResource(runtime, Pools(dict(options.pools)))
     authenticator = Authenticator({ADMIN: admin})

@@ -28,6 +28,7 @@ PROGRAM = "iscsi-targetd"
 ENVIRONMENT = "ISCSI_TARGETD_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
+IO_ENGINES = ("auto", "uring", "threads")
 MAX_WORKERS = 256
 """More processors than one host has for this."""
 
@@ -228,6 +229,12 @@ class Options:
         default="auto",
         shown="one for each processor but the first, at least 1",
         number=True,
+    )
+    io_engine: str = option(
+        read_choice(*IO_ENGINES),
+        "|".join(IO_ENGINES),
+        "what waits for a disk: by io_uring, by worker threads, or auto: io_uring where it can be had",
+        default="auto",
     )
     tls_cert: Path | None = option(read_file, "FILE", "certificate chain (PEM): serve the API over HTTPS")
     tls_key: Path | None = option(read_file, "FILE", "private key of --tls-cert (PEM)")

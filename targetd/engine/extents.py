@@ -18,6 +18,7 @@ from protocol.scsi.reservations import Reservations
 from protocol.scsi.taskset import Throttle
 from storage.base import Backend, Space
 from storage.open import ExtentKind, ExtentSpec, PathError, open_backend, resolve_path
+from storage.uring import Ring
 from targetd.config import ConfigError, Extent, ExtentType, LunMapping, Target, unit_serial
 from targetd.system.threads import WorkerThreads
 from targetd.volumes import volume_file
@@ -174,10 +175,16 @@ class LiveExtent:
         reservations: Reservations,
         make_unit: Callable[["LiveExtent", UnitConfig], LogicalUnit],
         threshold: int | None = None,
+        ring: Ring | None = None,
     ) -> None:
-        """``threshold``: of extents that have none of their own."""
+        """
+        Args:
+            threshold: of extents that have none of their own.
+            ring: what the backend may use.
+        """
         self.extent = extent
         self.threshold = threshold
+        self._ring = ring
         self.backend = backend
         self.lane = lane
         self.reservations = reservations
@@ -197,6 +204,17 @@ class LiveExtent:
         """As far as the units know of them."""
         self._next_space = 0.0
         self._measuring = False
+
+    @property
+    def backend(self) -> Backend | None:
+        """The open medium."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: Backend | None) -> None:
+        self._backend = backend
+        if backend is not None:
+            backend.serve_by(self._ring)
 
     @property
     def medium(self) -> Backend | None:

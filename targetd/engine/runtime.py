@@ -53,6 +53,7 @@ from targetd.config import (
 )
 from targetd.engine import in_use
 from targetd.engine.extents import LiveExtent, appearance, check_path, open_extent, spec_of
+from targetd.engine.io_engine import IoEngine
 from targetd.engine.media_probe import Job, MediaProbe
 from targetd.engine.reports import explanation, lun_statuses, session_status, unit_statistics, work_under_way
 from targetd.engine.throttle import Throttle
@@ -172,6 +173,7 @@ class Runtime:
         listens: bool = True,
         sessions: SessionTable | None = None,
         listeners: Listeners | None = None,
+        io_engine: str = "auto",
     ) -> None:
         """
         Args:
@@ -180,6 +182,7 @@ class Runtime:
             listens: False: another process has the portals and the logical unit controller.
             sessions: as ``Server`` takes it.
             listeners: where the sockets of portals come from.
+            io_engine: how what waits for a medium is carried out.
         """
         self._store = store
         self.extent_roots = tuple(extent_roots)
@@ -211,6 +214,7 @@ class Runtime:
         self._view = AccessSnapshot(self._config, self._targets, self.portals.absent)
         self.controller = ControllerServer(self)
         self._completions = Completions(loop, self.server.flush_stirred)
+        self.io_engine = IoEngine(loop, io_engine, self.server.flush_stirred)
         self._patrol = MediaProbe(loop, self._completions)
         self._spare_lane = WorkerThreads(self._completions, "absent", 1)
         self._garbage = GcScheduler(self._bytes_moved)
@@ -527,6 +531,7 @@ class Runtime:
                 time.monotonic() - started,
                 f", {len(late)} still waiting for their medium" if late else "",
             )
+        self.io_engine.close()
 
     # -- prepare: on a worker -----------------------------------------------------------------
 
@@ -800,7 +805,9 @@ class Runtime:
         reservations = Reservations(self._kept.of(extent.id).get(RESERVATIONS_KEPT_AS))
         reservations.target_port_groups = self._target_port_groups
         threshold = config.globals.pool_avail_threshold
-        live = LiveExtent(extent, backend, lane, reservations, self._make_unit, threshold)
+        live = LiveExtent(
+            extent, backend, lane, reservations, self._make_unit, threshold, self.io_engine.ring
+        )
         if backend is None:
             live.missing = missing or "not found when the daemon started"
         live.told = live.status

@@ -179,6 +179,8 @@ class _Selector(selectors.BaseSelector):
         self._patience = Patience(len(os.sched_getaffinity(0)))
         self.interrupted = False
         """Something was scheduled since ``select`` began."""
+        self.before_waiting: list[Callable[[], None]] = []
+        """To be called once, before the kernel is asked what there is."""
 
     # -- the stock kind, as asyncio asks for it -----------------------------------------------
 
@@ -234,6 +236,10 @@ class _Selector(selectors.BaseSelector):
         soon = False
         """Somebody is likely to be heard at once."""
         while True:
+            if self.before_waiting:
+                self._end_turn()
+                if self.interrupted:
+                    return ready
             queued = self._queue or self._newcomers_queue
             if queued:
                 wait = 0.0
@@ -265,6 +271,14 @@ class _Selector(selectors.BaseSelector):
                 timeout = deadline - now
                 if timeout <= 0:
                     return ready
+
+    def _end_turn(self) -> None:
+        calls, self.before_waiting = self.before_waiting, []
+        for call in calls:
+            try:
+                call()
+            except Exception:
+                log.exception("what was put off to the end of a turn failed")
 
     def _ask_again(self, now: float) -> list[tuple[int, int]]:
         """Who has something within the window."""
@@ -392,6 +406,11 @@ class Loop(asyncio.SelectorEventLoop):
         """Call ``on_readable`` whenever ``fd`` has something (data, its end, an error). It is a newcomer:
         while many of them have something, the others come first."""
         self._data.serve(fd, on_readable, on_writable)
+
+    def call_before_waiting(self, callback: Callable[[], None]) -> None:
+        """Call once when all that can be done now has been: what gathers work hands it on there. Cheaper than
+        ``call_soon``, which ends the turn of the connections."""
+        self._data.before_waiting.append(callback)
 
     def promote(self, fd: int) -> None:
         """No newcomer any more."""

@@ -79,6 +79,7 @@ class Start:
     pools: dict[str, str]
     log_level: str
     log_format: str
+    io_engine: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,7 @@ class Supervisor(Owner):
         log_level: str,
         log_format: str,
         listeners: Listeners | None = None,
+        io_engine: str = "auto",
     ) -> None:
         """Starts the processes; they load while other things are made ready."""
         self._store = store
@@ -118,6 +119,7 @@ class Supervisor(Owner):
         self._extent_roots = tuple(extent_roots)
         self._pools = {name: str(directory) for name, directory in pools.items()}
         self._log_level, self._log_format = log_level, log_format
+        self._io_engine = io_engine
         self._lock = asyncio.Lock()
         self._config = Configuration()
         self._view = AccessSnapshot(self._config, {})
@@ -140,6 +142,7 @@ class Supervisor(Owner):
             *(self._saver, extent_roots, loop, pools),
             sessions=FrontSessions(self._numbers),
             listeners=listeners,
+            io_engine="threads",  # it has no media
         )
         self.front.controller.engine = self
         self.front.server.view = lambda: self._view
@@ -152,7 +155,10 @@ class Supervisor(Owner):
 
     def _start_of(self, member: WorkerHandle) -> Start:
         roots = tuple(map(str, self._extent_roots))
-        return Start(member.index, len(self._members), roots, self._pools, self._log_level, self._log_format)
+        return Start(
+            *(member.index, len(self._members), roots, self._pools),
+            *(self._log_level, self._log_format, self._io_engine),
+        )
 
     def _keep_running(self, work: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = self._loop.create_task(work)

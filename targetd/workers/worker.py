@@ -139,7 +139,9 @@ class _Worker:
             {name: Path(directory) for name, directory in start.pools.items()},
             listens=False,
             sessions=SharedSessions(SessionQuota(seats, start.workers, start.index)),
+            io_engine=start.io_engine,
         )
+        self.runtime.io_engine.tell()
         self.runtime.server.connection_limiter = _Doorkeeper(link)
         self._under_way: set[asyncio.Task[None]] = set()
         self._run(self._tell_events())

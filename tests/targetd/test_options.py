@@ -59,6 +59,7 @@ def test_defaults_are_those_of_the_design(tmp_path: Path, monkeypatch: pytest.Mo
         extent_roots=(),
         pools=(),
         workers=max(len(os.sched_getaffinity(0)) - 1, 1),
+        io_engine="auto",
         api_password_file=None,
         tls_cert=None,
         tls_key=None,
@@ -107,7 +108,7 @@ def test_every_option_can_be_given_in_every_place(tmp_path: Path, toml) -> None:
     texts = {
         "state-dir": "/s", "portal": "10.0.0.1:99", "api": "[::]:98", "extent-root": "/r",
         "api-password-file": str(secret), "demo": "true", "log-level": "debug", "log-format": "json",
-        "pool": f"tank={tmp_path}", "workers": "3",
+        "pool": f"tank={tmp_path}", "workers": "3", "io-engine": "threads",
     }  # fmt: skip
     in_file = {declared.name for declared in DECLARED if declared.metadata["in_file"]}
     assert in_file == texts.keys() | {"tls-cert", "tls-key"}
