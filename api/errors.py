@@ -7,6 +7,7 @@
     NotFoundError           404  empty                        clients tell "gone" by a body that is no JSON
     MethodNotAllowedError   405  empty, Allow
     BusyError           503  {"error": "text"}, Retry-After
+    StoreError          507, 500  {"error_message": "text"}   no room to store a change; it failed otherwise
     TooManyFailuresError    429  {"error": "text"}, Retry-After
     anything else      500  {"error_message": "text"}    a bug: logged with traceback, told nothing of it
 
@@ -19,6 +20,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from aiohttp import web
+
+from targetd.persistence.interface import StoreError
 
 __all__ = [
     "BadRequestError",
@@ -174,6 +177,9 @@ async def translate_errors(request: web.Request, handler: Handler) -> web.Stream
         return answer(error.status, None, allow)
     except (web.RequestPayloadError, ConnectionError):
         return answer(400, {"error": "The request body ended early."})
+    except StoreError as error:
+        log.error("%s %s: the change was not stored: %s", request.method, request.path, error)
+        return answer(507 if error.full else 500, {"error_message": f"Nothing was changed: {error}."})
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
         message = "Sorry, this request could not be processed. Please try again later."

@@ -2,7 +2,8 @@
 imports this but ``__main__``.
 
 Start: store → runtime (media, portals) → API → ``ready`` (log line and sd_notify). A port in use or a store
-that must not be opened is one line and exit 1, with nothing half-started.
+that must not be opened is one line and exit 1, with nothing half-started. But where a store has portals
+already, a portal whose port is in use is waited for: the API, which alone can change that, comes up.
 Stop (SIGTERM, SIGINT): the API and ``Runtime.stop``, then the store; under 10 s, whatever hangs (``STOP_S``).
 """
 
@@ -156,7 +157,7 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners, deadline: D
         stored = await store.load()
         config = fresh(str(options.portal)) if first else stored
         with _as_start_error():
-            await runtime.start(config)
+            await runtime.start(config, first=first)
         if first:
             # Only now: a start that fails leaves no portal behind that the next one would insist on.
             await store.save(stored, config)

@@ -432,26 +432,30 @@ class Runtime:
 
     # -- start and end ------------------------------------------------------------------------
 
-    async def start(self, config: Configuration) -> None:
-        """Bring up a stored configuration. A medium that is missing leaves its LUN there and not ready.
+    async def start(self, config: Configuration, *, first: bool = False) -> None:
+        """Bring up a stored configuration. A medium that is missing leaves its LUN there and not ready; an
+        address that is taken is waited for, as one that the host has not yet.
+
+        Args:
+            first: nobody has been served by this configuration yet.
 
         Raises:
-            ConfigError: a portal cannot be bound for another reason than that its address is not there
-            yet; nothing listens then.
+            ConfigError: it is the first, and a portal cannot be bound for another reason than that its
+                address is not there yet; nothing listens then.
         """
         self._kept = Records(await self._store.items(UNITS))
-        await self._bring_up(config)
+        await self._bring_up(config, waits=not first)
         if self._listens:
             self._keep_running(self._addresses.open())
 
-    async def _bring_up(self, config: Configuration) -> None:
+    async def _bring_up(self, config: Configuration, *, waits: bool = False) -> None:
         """Make this the configuration in force, its new extents opened as they were left."""
         old = self._config
         prepared = await self._open_stored(
             [extent for extent in config.extents.values() if extent.id not in old.extents]
         )
         try:
-            await self._prepare_listeners(config, prepared)
+            await self._prepare_listeners(config, prepared, waits=waits)
         except BaseException:
             await run_in_thread(prepared.undo)
             raise
@@ -699,11 +703,13 @@ class Runtime:
         waiting.clear()
         return prepared
 
-    async def _prepare_listeners(self, new: Configuration, prepared: _Prepared) -> None:
+    async def _prepare_listeners(
+        self, new: Configuration, prepared: _Prepared, *, waits: bool = False
+    ) -> None:
         """What connections come in through: addresses of portals, the logical unit controller's."""
         if self._listens:
-            prepared.portals = self.portals.prepare(new)
-            prepared.controller = await self.controller.prepare(new)
+            prepared.portals = self.portals.prepare(new, waits=waits)
+            prepared.controller = await self.controller.prepare(new, waits=waits)
 
     # -- swap: cannot fail --------------------------------------------------------------------
 
@@ -956,6 +962,7 @@ class Runtime:
         if self._stopping:
             return
         self.portals.tick(now)
+        self.controller.tick(now)
         for live in self._extents.values():
             live.measure_space(now)
         if now >= self._next_look:

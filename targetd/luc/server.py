@@ -61,6 +61,9 @@ class Engine(Protocol):
         """Look at all media again."""
 
 
+RETRY_S = 5.0
+"""How often an address is tried again that could not be listened on at the start."""
+
 _UNDER_WAY: set[asyncio.Future[None]] = set()
 """Held by somebody."""
 
@@ -214,6 +217,9 @@ class ControllerServer:
         self.clients: set[_Client] = set()
         self.address: tuple[str, int] | None = None
         """Where it listens."""
+        self._missing: tuple[str, int] | None = None
+        """Where it would listen, and could not when it was started."""
+        self._next_look = 0.0
         self._listener: asyncio.Server | None = None
         self._in_force: _Rules | None = None
 
@@ -231,29 +237,64 @@ class ControllerServer:
         self.clients.add(client)
         return True
 
-    async def prepare(self, config: Configuration) -> asyncio.Server | None:
+    async def prepare(self, config: Configuration, *, waits: bool = False) -> asyncio.Server | None:
         """Bind where the configuration wants it, if that is elsewhere than now. Who comes before ``swap``
         is turned away.
+
+        Args:
+            waits: where it cannot listen is tried again (``tick``), which is told in the log.
 
         Raises:
             ConfigError: it cannot listen there.
         """
         wanted = controller_address(config)
-        if wanted is None or wanted == self.address:
+        if wanted is None or wanted in (self.address, self._missing):
             return None
         host, port = wanted
         try:
-            sock = bind(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            return await self._listen(host, port)
         except OSError as error:
+            if waits:
+                log.error(
+                    "the logical unit controller cannot listen: %s port %d %s; it is tried again",
+                    *(host, port, bind_reason(error)),
+                )
+                self._missing = wanted
+                return None
             attribute = "luc_ip" if error.errno == errno.EADDRNOTAVAIL else "luc_port"
             reason = bind_reason(error)
             raise ConfigError.one(GLOBALS, attribute, f"{host} port {port} {reason}.") from None
+
+    async def _listen(self, host: str, port: int) -> asyncio.Server:
+        sock = bind(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         return await asyncio.get_running_loop().create_server(lambda: _Client(self), sock=sock)
+
+    def tick(self, now: float) -> None:
+        """Time has passed: where it could not listen may be free now."""
+        if self._missing is not None and now >= self._next_look:
+            self._next_look = now + RETRY_S
+            _keep(asyncio.ensure_future(self._look()))
+
+    async def _look(self) -> None:
+        wanted = self._missing
+        if wanted is None:
+            return
+        try:
+            listener = await self._listen(*wanted)
+        except OSError:
+            return
+        if self._missing != wanted:
+            listener.close()
+            return
+        self._missing, self.address, self._listener = None, wanted, listener
+        log.info("the logical unit controller listens on %s port %d", *wanted)
 
     def swap(self, config: Configuration, prepared: asyncio.Server | None) -> None:
         """Bring it in line with the configuration now in force."""
         wanted, rules = controller_address(config), _rules(config.globals)
-        if wanted != self.address:
+        if wanted != self._missing:
+            self._missing = None
+        if wanted != self.address and self._missing is None:
             self._unlisten()
             self.address, self._listener = wanted, prepared
             if wanted is not None:
@@ -273,5 +314,6 @@ class ControllerServer:
 
     def close(self) -> None:
         """Stop."""
+        self._missing = None
         self._unlisten()
         self._drop_clients()

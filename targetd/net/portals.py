@@ -31,7 +31,8 @@ some 10 µs each."""
 
 ABSENT = frozenset((errno.EADDRNOTAVAIL, errno.ENODEV, errno.EAFNOSUPPORT))
 """What ``bind`` says of an address that this host has not got: none such, no such interface (of a link-local
-address), no IPv6 at all. Anything else, as a port in use, is an error of whoever configured it."""
+address), no IPv6 at all. Anything else, as a port in use, is an error of whoever configured it: a change is
+refused; at a start it is waited for too."""
 
 _GONE = bind_reason(OSError(errno.EADDRNOTAVAIL, ""))
 
@@ -70,8 +71,12 @@ class Portals:
         """IP address that is there and cannot be bound → why."""
         self._next_look = 0.0
 
-    def prepare(self, new: Configuration) -> Bound:
+    def prepare(self, new: Configuration, *, waits: bool = False) -> Bound:
         """Bind what is wanted and not listened on yet. Binding to a local address does not wait.
+
+        Args:
+            waits: for whatever cannot be bound, as at the start: there is nobody to be told of an error, and
+                the API is needed to change the portal.
 
         Raises:
             ConfigError: an address cannot be listened on, for another reason than not being there.
@@ -85,7 +90,7 @@ class Portals:
             try:
                 bound.sockets[address] = self._listeners.take(address) or _bind(address, leaving)
             except OSError as error:
-                if error.errno in ABSENT:
+                if waits or error.errno in ABSENT:
                     bound.absent[address] = bind_reason(error)
                     continue
                 bound.undo()

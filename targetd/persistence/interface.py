@@ -5,7 +5,7 @@ from typing import Protocol
 
 from targetd.config import Configuration
 
-__all__ = ["UNITS", "Persistence", "Records", "StoreError"]
+__all__ = ["UNITS", "Persistence", "Records", "StoreError", "StoreFullError"]
 
 UNITS = "unit"
 """Namespace of what logical units have kept; keys are "<extent id>/<name>"."""
@@ -13,6 +13,15 @@ UNITS = "unit"
 
 class StoreError(Exception):
     """The store cannot be opened, read or written; the text is for the operator and says what to do."""
+
+    full = False
+    """There is no room: a change that frees some first may succeed."""
+
+
+class StoreFullError(StoreError):
+    """The file system of the store has no room; what was stored is stored still."""
+
+    full = True
 
 
 class Persistence(Protocol):

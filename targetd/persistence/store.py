@@ -17,12 +17,15 @@ What is promised:
   where a log or journal beside it has to be played back first.
 - An older schema is migrated in one transaction, after a copy of the file was put beside it.
 - A state directory can be renamed or moved: files of extents below it are kept relative to it.
+- A file system without any room left keeps nobody from reading what is stored, at the start too: then there
+  is no shared index of the log (``locking_mode=EXCLUSIVE``), and changes are refused until there is room.
 """
 
 import asyncio
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -30,7 +33,8 @@ import sqlite3
 import stat
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +55,12 @@ from targetd.config import (
     rules,
 )
 from targetd.persistence import migrations
-from targetd.persistence.interface import UNITS, StoreError
+from targetd.persistence.interface import UNITS, StoreError, StoreFullError
 from targetd.system.threads import run_in_thread
 
 __all__ = ["METADATA", "Store", "StoreError"]
+
+log = logging.getLogger("targetd.store")
 
 _APPLICATION_ID = int.from_bytes(b"iSTd", "big")
 """In the file's header: tells our stores from other people's databases."""
@@ -172,17 +178,33 @@ class Store:
             StoreError: it cannot or must not be used; the file is as it was.
         """
         lock = await run_in_thread(_prepare, path)
-        engine = _async_engine(path)
+        try:
+            try:
+                return await cls._opened(path, lock, _async_engine(path))
+            except (SQLAlchemyError, StoreError) as error:
+                if not await run_in_thread(_is_full, path, error):
+                    raise
+                store = await cls._opened(path, lock, _async_engine(path, alone=True))
+        except BaseException as error:
+            os.close(lock)
+            if isinstance(error, SQLAlchemyError):
+                raise _failure(path, error) from error
+            raise
+        log.error(
+            "%s: its file system is full. What is stored is served; changes wait for room",
+            path,
+        )
+        return store
+
+    @classmethod
+    async def _opened(cls, path: Path, lock: int, engine: AsyncEngine) -> "Store":
         try:
             store = cls(path, lock, engine, await engine.connect())
             async with store._transaction() as connection:
                 rows = await connection.scalar(sa.select(sa.func.count()).select_from(_GLOBALS))
             store.fresh = not rows
-        except BaseException as error:
+        except BaseException:
             await engine.dispose()
-            os.close(lock)
-            if isinstance(error, SQLAlchemyError):
-                raise StoreError(f"{path}: {_reason(error)}") from error
             raise
         return store
 
@@ -282,7 +304,7 @@ class Store:
                 async with self._connection.begin():
                     yield self._connection
             except (SQLAlchemyError, ValueError, TypeError) as error:
-                raise StoreError(f"{self.path}: {_reason(error)}") from error
+                raise _failure(self.path, error) from error
 
     async def _write(self, work: Callable[[AsyncConnection], Awaitable[None]]) -> None:
         async def transaction() -> None:
@@ -296,13 +318,16 @@ class Store:
 # -- Connections ---------------------------------------------------------------------------------------
 
 _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=5000")
+_ALONE = "locking_mode=EXCLUSIVE"
+"""Before all others: the index of the log is then in memory, not in a file beside it that takes 32 KiB. Only
+for a full file system, as it keeps the operator's own tools out."""
 
 
-def _on_connect(connection: Any, record: object) -> None:
+def _on_connect(pragmas: tuple[str, ...], connection: Any, record: object) -> None:
     # SQLite's module would begin transactions by its own rules, and none before CREATE TABLE; we begin them
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in _PRAGMAS:
+    for pragma in pragmas:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
@@ -311,20 +336,59 @@ def _on_begin(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _listen(engine: sa.Engine) -> None:
-    sa.event.listen(engine, "connect", _on_connect)
+def _listen(engine: sa.Engine, *first: str) -> None:
+    sa.event.listen(engine, "connect", partial(_on_connect, (*first, *_PRAGMAS)))
     sa.event.listen(engine, "begin", _on_begin)
 
 
-def _async_engine(path: Path) -> AsyncEngine:
+def _async_engine(path: Path, *, alone: bool = False) -> AsyncEngine:
     engine = create_async_engine(sa.URL.create("sqlite+aiosqlite", database=str(path)), poolclass=NullPool)
-    _listen(engine.sync_engine)
+    _listen(engine.sync_engine, *((_ALONE,) if alone else ()))
     return engine
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     # never str() of SQLAlchemy's own errors: they quote the statement's parameters, secrets too
+    if isinstance(error, OSError | sqlite3.Error):
+        return str(error)
     return str(getattr(error, "orig", None) or type(error).__name__)
+
+
+def _is_full(path: Path, error: BaseException) -> bool:
+    """Whether it went wrong for want of room. SQLite has a word for that where it writes; where it makes its
+    files larger, and over quota, it says that reading or writing failed."""
+    cause = getattr(error, "orig", None) or error
+    if isinstance(cause, StoreError):
+        return cause.full
+    if isinstance(cause, OSError):
+        return cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    name = getattr(cause, "sqlite_errorname", "")
+    if name == "SQLITE_FULL":
+        return True
+    return name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")) and not _has_room(path)
+
+
+def _has_room(path: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as trial:
+            os.posix_fallocate(trial.fileno(), 0, _ROOM)
+    except OSError as error:
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT)
+    return True
+
+
+_ROOM = 65536
+"""Bytes that SQLite makes its files larger by at the most."""
+
+
+def _failure(path: Path, error: BaseException) -> StoreError:
+    """The error for an operator."""
+    if _is_full(path, error):
+        return StoreFullError(
+            f"{path}: there is no space left on its file system, or its quota is used up ({_reason(error)}); "
+            "nothing was changed. Make room there and try again"
+        )
+    return StoreError(f"{path}: {_reason(error)}")
 
 
 # -- Before it is opened -------------------------------------------------------------------------------
@@ -340,6 +404,8 @@ def _prepare(path: Path) -> int:
             if version != migrations.HEAD:
                 _migrate(path, version)
         except (OSError, sqlite3.Error, SQLAlchemyError) as error:
+            if _is_full(path, error):
+                raise _failure(path, error) from error
             raise StoreError(f"{path}: cannot be used as a store: {_reason(error)}") from error
     except BaseException:
         os.close(lock)
@@ -365,8 +431,13 @@ def _claim(path: Path) -> int:
             f"{path} is in use by another iscsi-targetd (process {owner or 'unknown'}); stop that one, "
             "or give this one its own --state-dir"
         ) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    try:
+        # Not emptied first: on a full file system the block that it has might not come back.
+        os.pwrite(lock, f"{os.getpid():<20}\n".encode(), 0)
+    except OSError as error:
+        log.warning(
+            "%s does not name this process: %s", beside, error.strerror
+        )  # it is the lock all the same
     return lock
 
 
@@ -428,17 +499,29 @@ def _read_only(path: Path, logs: list[Path]) -> Iterator[sqlite3.Connection]:
     """A connection that leaves the file alone, and makes no file beside it.
 
     After a crash the truth is in the file and its log together, and SQLite can only put them together by
-    writing; so that is done to a copy. A store is some megabytes at the most.
+    writing; so that is done to a copy. A store is some megabytes at the most. Where its own file system has
+    no room for it, the copy is in memory (/dev/shm).
     """
     if not logs:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as it:
             yield it
         return
-    with tempfile.TemporaryDirectory(prefix=path.name + ".", dir=path.parent) as directory:
-        for source in (path, *logs):
-            shutil.copyfile(source, Path(directory, source.name))
-        with closing(sqlite3.connect(Path(directory, path.name))) as it:
-            yield it
+    with ExitStack() as stack:
+        for place in (path.parent, Path("/dev/shm")):
+            try:
+                directory = stack.enter_context(
+                    tempfile.TemporaryDirectory(prefix=path.name + ".", dir=place, ignore_cleanup_errors=True)
+                )
+                for source in (path, *logs):
+                    shutil.copyfile(source, Path(directory, source.name))
+                it = stack.enter_context(closing(sqlite3.connect(Path(directory, path.name))))
+                it.execute(f"PRAGMA {_ALONE}")
+                it.execute("SELECT count(*) FROM sqlite_schema")  # plays back what is in the logs
+                break
+            except (OSError, sqlite3.Error) as error:
+                if place != path.parent or not _is_full(path, error):
+                    raise
+        yield it
 
 
 def _make_private(path: Path) -> None:

@@ -168,11 +168,11 @@ class Supervisor(Owner):
 
     # -- start and end ------------------------------------------------------------------------
 
-    async def start(self, config: Configuration) -> None:
+    async def start(self, config: Configuration, *, first: bool = False) -> None:
         """Bring up a stored configuration, as ``Runtime.start`` does.
 
         Raises:
-            ConfigError: a portal cannot be bound; nothing listens then.
+            ConfigError: it is the first, and a portal cannot be bound; nothing listens then.
         """
         self._kept = Records(await self._store.items(UNITS))
         empty = Configuration()
@@ -182,7 +182,7 @@ class Supervisor(Owner):
         await asyncio.gather(*map(self._begin, self._members.values()))
         self._keep_running(self._tell_of_portals())
         self._keep_running(self._watch())
-        await self.front.start(share_of_front(config))
+        await self.front.start(share_of_front(config), first=first)
         for member in self._present():  # only now: a start that fails is one line
             member.tell_that_it_serves()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import HOST, Daemon, DaemonError
+from tests.daemon import HOST, Daemon, free_ports
 from tests.functional.sessions import attention, daemon_in, log_in, read, write
 from tests.initiator import SocketInitiator
 from tests.network import Network, needs_networks
@@ -228,8 +228,9 @@ def test_a_portal_with_an_address_of_nowhere(daemon: Daemon) -> None:
     daemon.delete("portal", made["id"])
 
 
-def test_a_port_in_use_is_an_error_whenever_it_is_found(daemon: Daemon) -> None:
-    """By PUT, by POST and at the start: somebody has to choose."""
+def test_a_port_in_use_is_an_error_of_a_change_and_waited_for_at_a_start(daemon: Daemon) -> None:
+    """Somebody has to choose another, for which the API has to be there."""
+    disk = daemon.create_disk("disk", "8MB")
     with socket.create_server((HOST, 0)) as taken:
         address = f"{HOST}:{taken.getsockname()[1]}"
         wrong = {"iscsi_target_portal_ips": [f"{address} is in use already."]}
@@ -238,9 +239,42 @@ def test_a_port_in_use_is_an_error_whenever_it_is_found(daemon: Daemon) -> None:
         body = {"iscsi_target_portal_ips": [daemon.portal, address]}
         assert daemon.expect(409, "PUT", "services/iscsi/portal/1/", body) == wrong
     daemon.terminate()
-    with socket.create_server((HOST, daemon.portal_port)), pytest.raises(DaemonError, match="in use already"):
+    with socket.create_server((HOST, daemon.portal_port)):
         daemon.start()
-    daemon.start()
+        assert status(daemon, 1) == f"{daemon.portal} is in use already"
+        # other changes are made meanwhile, that of the portal too
+        daemon.expect(202, "PUT", "services/iscsi/globalconfiguration/", {"iscsi_r2t": 7})
+        (port,) = free_ports(1)
+        body = {"iscsi_target_portal_ips": [f"{HOST}:{port}"]}
+        daemon.expect(202, "PUT", "services/iscsi/portal/1/", body)
+        assert status(daemon, 1) == "ok"
+        SocketInitiator((HOST, port)).close()
+    daemon.expect(202, "PUT", "services/iscsi/portal/1/", {"iscsi_target_portal_ips": [daemon.portal]})
+    log_in(daemon, disk.iqn).close()
+    daemon.terminate()
+    shown = len(daemon.lines)
+    with socket.create_server((HOST, daemon.portal_port)):
+        daemon.start()
+    daemon.wait_for_line(f"portal 1 listens on {daemon.portal}", since=shown)
+    log_in(daemon, disk.iqn).close()
+
+
+def test_the_controllers_port_in_use_is_waited_for_at_a_start(daemon: Daemon) -> None:
+    (port,) = free_ports(1)
+    settings = {
+        "iscsi_toggleluc": True,
+        "iscsi_lucip": HOST,
+        "iscsi_lucport": port,
+        "iscsi_luc_authmethod": "None",
+    }
+    daemon.expect(202, "PUT", "services/iscsi/globalconfiguration/", settings)
+    daemon.terminate()
+    with socket.create_server((HOST, port)):
+        daemon.start()
+        daemon.wait_for_line(f"controller cannot listen: {HOST} port {port} is in use already")
+        daemon.expect(202, "PUT", "services/iscsi/globalconfiguration/", {"iscsi_r2t": 7})
+    daemon.wait_for_line(f"controller listens on {HOST} port {port}", since=len(daemon.lines))
+    socket.create_connection((HOST, port)).close()
 
 
 def test_from_every_address_to_one_and_back_without_a_pause(daemon: Daemon) -> None:
