@@ -13,7 +13,7 @@ path, the old one or a new one, carries on with it.
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -36,8 +36,6 @@ record in first and no call tells whether it is in memory."""
 LOCAL: Final = INLINE | {linux.ZFS}
 """File systems where fstat waits for no one."""
 
-ALLOCATE_PIECE = 256 << 20
-"""Bytes taken at once. One call for them costs microseconds where the file system only notes them down."""
 COPY_PIECE = 256 << 20
 """Bytes for one copy_file_range: a shared block costs next to nothing, but where the kernel has to copy,
 the call cannot be interrupted for as long as it takes."""
@@ -93,6 +91,10 @@ class File(Paged):
 
     def _adopt(self, handle: Handle, status: os.stat_result) -> None:
         size = self._asked_size or status.st_size
+        if not size:
+            raise OSError(
+                errno.EINVAL, "the file is empty; give the extent a size, or the file contents", self.path
+            )
         if size > status.st_size:
             if not self.writable:
                 raise OSError(errno.EINVAL, f"the file is shorter than {size} bytes and read-only", self.path)
@@ -102,6 +104,7 @@ class File(Paged):
         self._local = kind in LOCAL
         self._in_memory = kind in IN_MEMORY
         self._inline_medium = kind in INLINE
+        self._tells_late = kind == linux.NFS
         granularity = status.st_blksize if kind == linux.ZFS else os.fstatvfs(handle.fd).f_frsize
         self.capabilities = Capabilities(
             writable=self.writable,
@@ -203,23 +206,6 @@ class File(Paged):
             at = min(os.lseek(handle.fd, data, os.SEEK_HOLE), end)
             if at > data:
                 yield Run(data, at - data, True)
-
-    def allocate(self, told: Callable[[int], None]) -> None:
-        """Take all the space of the exported size now, so that no write can run out of it.
-
-        Args:
-            told: hears how many bytes are taken, again and again: a file system that has to write zeros
-                for it takes its time.
-
-        Raises:
-            OSError: ENOSPC; what had been taken stays taken.
-        """
-        handle = self._usable(write=True)
-        size = self.geometry.size_bytes
-        for at in range(0, size, ALLOCATE_PIECE):
-            length = min(ALLOCATE_PIECE, size - at)
-            os.posix_fallocate(handle.fd, at, length)
-            told(at + length)
 
     # -- copying ----------------------------------------------------------------------------------
 

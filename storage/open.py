@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from storage.allocation import take_space
 from storage.base import Backend
 from storage.device import Device
 from storage.file import File
@@ -20,12 +21,14 @@ from storage.zvol import Zvol
 
 __all__ = [
     "INSIDE_A_ROOT",
+    "NOTHING",
     "NOT_A_FILE",
     "ROOT_ITSELF",
     "Created",
     "ExtentKind",
     "ExtentSpec",
     "PathError",
+    "allocate_file",
     "clone_file",
     "create_file",
     "open_backend",
@@ -47,38 +50,27 @@ class ExtentSpec:
     read_only: bool = False
     create: bool = False
     """File only: make it, sparse, when it is missing and ``size_bytes`` is not 0."""
-    allocate: bool = False
-    """File only: take all its space at once."""
 
 
 # -- opening --------------------------------------------------------------------------------------
 
 
-def _nobody(done: int) -> None:
-    """Hears nothing."""
-
-
-def open_backend(spec: ExtentSpec, allocated: Callable[[int], None] = _nobody) -> Backend:
+def open_backend(spec: ExtentSpec) -> Backend:
     """Open what ``spec`` describes.
-
-    Args:
-        allocated: hears how many bytes of a file have been taken where all of them shall be.
 
     Raises:
         OSError: it is missing, in use, not permitted …; a file made for it has been removed again.
         ValueError: memory or null without a size, or a name that is none of a ZFS volume.
     """
-    return _OPENERS[spec.kind](spec, allocated)
+    return _OPENERS[spec.kind](spec)
 
 
-def _open_file(spec: ExtentSpec, allocated: Callable[[int], None]) -> Backend:
+def _open_file(spec: ExtentSpec) -> Backend:
     created = None
-    if spec.create and spec.size_bytes and not spec.read_only:
+    if spec.create and spec.size_bytes:
         created = create_file(spec.path, spec.size_bytes)
     try:
         backend = File(spec.path, spec.size_bytes, read_only=spec.read_only)
-        if spec.allocate and not spec.read_only:
-            backend.allocate(allocated)
     except BaseException:
         if created is not None:
             created.undo()
@@ -92,12 +84,12 @@ def _sized(spec: ExtentSpec) -> int:
     return spec.size_bytes
 
 
-_OPENERS: dict[ExtentKind, Callable[[ExtentSpec, Callable[[int], None]], Backend]] = {
+_OPENERS: dict[ExtentKind, Callable[[ExtentSpec], Backend]] = {
     "file": _open_file,
-    "device": lambda spec, _: Device(spec.path, spec.size_bytes, read_only=spec.read_only),
-    "zvol": lambda spec, _: Zvol(spec.path, spec.size_bytes, read_only=spec.read_only),
-    "memory": lambda spec, _: Memory(_sized(spec), name=spec.path, read_only=spec.read_only),
-    "null": lambda spec, _: Null(_sized(spec), read_only=spec.read_only),
+    "device": lambda spec: Device(spec.path, spec.size_bytes, read_only=spec.read_only),
+    "zvol": lambda spec: Zvol(spec.path, spec.size_bytes, read_only=spec.read_only),
+    "memory": lambda spec: Memory(_sized(spec), name=spec.path, read_only=spec.read_only),
+    "null": lambda spec: Null(_sized(spec), read_only=spec.read_only),
 }
 
 
@@ -129,6 +121,9 @@ class Created:
                 directory.rmdir()
             except OSError:
                 return  # someone uses it
+
+
+NOTHING = Created(None, (0, 0), ())
 
 
 def create_file(path: str | Path, size_bytes: int) -> Created:
@@ -177,6 +172,37 @@ def create_file(path: str | Path, size_bytes: int) -> Created:
         Created(made, identity, tuple(directories)).undo()
         raise
     return Created(made, identity, tuple(directories))
+
+
+def allocate_file(
+    spec: ExtentSpec, told: Callable[[int], None], stopped: Callable[[], bool] = lambda: False
+) -> Created:
+    """Take all the space of a file extent, which is made first where it is missing. Sessions may be using it.
+
+    Args:
+        told, stopped: as ``allocation.take_space`` takes them.
+
+    Returns:
+        What was made for it, to be undone if the extent does not come to be after all.
+
+    Raises:
+        OSError: as for ``create_file`` and ``take_space``; what had been made is gone again.
+    """
+    created = create_file(spec.path, spec.size_bytes) if spec.create and spec.size_bytes else NOTHING
+    try:
+        fd = os.open(spec.path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", spec.path)
+            reachable = 0 if created.file is not None else status.st_size
+            take_space(fd, spec.size_bytes or status.st_size, reachable, told, stopped)
+        finally:
+            os.close(fd)
+    except BaseException:
+        created.undo()
+        raise
+    return created
 
 
 def clone_file(source: Backend, path: str) -> Created:

@@ -61,6 +61,12 @@ FEW_SLOTS = 8
 
 _PARTIAL = PAGE - 1
 
+_REFUSALS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EPERM, errno.ENOMEM))
+"""What a local file system may say of a write before it takes any of it."""
+
+_NOT_WRITE_BACK = frozenset((errno.EINTR, errno.EINVAL, errno.EBADF, errno.EFAULT))
+"""What no write-back ends with: a fault of the call itself."""
+
 
 def _sleeps() -> int:
     """How often this thread has given up its processor to wait for something (getrusage(2)).
@@ -79,6 +85,8 @@ class Paged(Backend):
     """The file system has no medium (tmpfs): every read and write is a copy."""
     _inline_medium = False
     """Buffered writes never wait for anything but dirty throttling."""
+    _tells_late = False
+    """A plain write may be told the error of an earlier one's write-back (NFS)."""
 
     def __init__(self, path: str, *, writable: bool) -> None:
         self.path = path
@@ -267,10 +275,33 @@ class Paged(Backend):
             if len(data) and not durable:
                 self._mapping.wrote(offset, len(data))
         except OSError as error:
-            if durable and error.errno == errno.EIO:
+            if self._tells_of_others(error, handle, offset, data, durable=durable):
                 self._lost_write(error)
             self._failed(error)
             raise
+
+    def _tells_of_others(
+        self, error: OSError, handle: Handle, offset: int, data: Buffer, *, durable: bool
+    ) -> bool:
+        """Whether a failed write was told of data that others had written and that is lost.
+
+        A durable write is a write and a flush in one, and an error of write-back is told once, by whatever
+        errno: to the flush of whoever comes first. Was it the flush? Then the data goes into the cache
+        without it now; if that is refused in the same way, the write itself was what failed. Network file
+        systems keep errors of write-back for plain writes as well, and nobody can tell one from the other.
+        """
+        if error.errno in _NOT_WRITE_BACK:
+            return False
+        if self._tells_late:
+            return True
+        if not durable:
+            return False
+        if self._local and error.errno in _REFUSALS:
+            try:
+                self._write_all(handle, offset, data, 0, 0)
+            except OSError as again:
+                return again.errno != error.errno
+        return True
 
     def _write_all(self, handle: Handle, offset: int, data: Buffer, done: int, flags: int) -> None:
         with memoryview(data) as view:

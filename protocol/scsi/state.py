@@ -130,8 +130,8 @@ class UnitState(TaskSet):
 
     @property
     def medium_present(self) -> bool:
-        """There is a medium, and it is loaded."""
-        return self.backend is not None and self.loaded
+        """There is a medium with at least one block, and it is loaded."""
+        return self.backend is not None and self.loaded and self.blocks > 0
 
     @property
     def read_only(self) -> bool:
@@ -248,7 +248,9 @@ class UnitState(TaskSet):
             self.unflushed.discard(nexus)
 
     def end_flush(self, request: Request, outcome: Outcome) -> None:
-        """It has ended. A loss that its own sense data tells need not be told again."""
+        """It has ended. A loss that its own sense data tells need not be told again; one that another was
+        told while this was under way may be of this nexus too, even if the flush itself ended well."""
+        self.note_lost_writes()
         began = self._flushing.pop(request, None)
         if began is None:
             return
@@ -279,9 +281,19 @@ class UnitState(TaskSet):
     def _owe(self, lost_writes: int) -> None:
         if self._lost_writes != lost_writes:
             self._lost_writes = lost_writes
-            covered = {request.nexus for request, (had_written, _) in self._flushing.items() if had_written}
-            for nexus in self.unflushed | covered:
-                self.raise_attention(Sense.WRITE_ERROR, only=nexus)
+            self._tell_of_loss()
+
+    def _tell_of_loss(self) -> None:
+        covered = {request.nexus for request, (had_written, _) in self._flushing.items() if had_written}
+        for nexus in self.unflushed | covered:
+            self.raise_attention(Sense.WRITE_ERROR, only=nexus)
+
+    def lost_behind(self) -> None:
+        """An opening of the medium that has been replaced could not be flushed at its end: what was written
+        through it may be lost, and the one that took its place will not hear of it."""
+        for unit in self._beside:
+            if isinstance(unit, UnitState):
+                unit._tell_of_loss()
 
     # -- task management (SAM-5 §7) -----------------------------------------------------------
 
@@ -380,6 +392,7 @@ class UnitState(TaskSet):
         had_medium = self.backend is not None
         offered = (self.config, self.thin)
         self.config = config
+        self.note_lost_writes()  # of the medium that may go now
         if backend is not None and backend is not self._last_backend:
             self._last_backend = backend
             self._lost_writes = backend.lost_writes

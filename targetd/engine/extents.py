@@ -8,7 +8,8 @@ and its reservations.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from targetd.config import ConfigError, Extent, ExtentType, LunMapping, Target, 
 from targetd.system.threads import WorkerThreads
 from targetd.volumes import volume_file
 
-__all__ = ["Appearance", "LiveExtent", "appearance", "check_path", "open_extent", "spec_of"]
+__all__ = ["Appearance", "LiveExtent", "appearance", "check_path", "open_extent", "path_errors", "spec_of"]
 
 
 KINDS: Mapping[ExtentType, ExtentKind] = {
@@ -116,7 +117,6 @@ def spec_of(extent: Extent, pools: Mapping[str, Path]) -> ExtentSpec:
         size_bytes=extent.size_bytes,
         read_only=extent.read_only,
         create=extent.type == "File",
-        allocate=extent.type == "File" and extent.allocate,
     )
 
 
@@ -146,22 +146,36 @@ def check_path(
         raise ConfigError.one("extents", "path", MUST_EXIST, extent.id)
 
 
-def open_extent(extent: Extent, pools: Mapping[str, Path], allocated: Callable[[int], None]) -> Backend:
-    """Open the medium of an extent that an operator is writing now. Worker threads only.
-
-    Args:
-        allocated: hears how many bytes have been taken, where all of them shall be.
+@contextmanager
+def path_errors(extent: Extent) -> Iterator[None]:
+    """Says of what the medium refuses, on ``path``, what the operator is to know.
 
     Raises:
-        ConfigError: on ``path``, with the reason in words.
+        ConfigError: for an OSError or a ValueError inside.
     """
     try:
-        return open_backend(spec_of(extent, pools), allocated)
+        yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError.one("extents", "path", f"{extent.path}: {reason}.", extent.id) from None
     except ValueError as error:
         raise ConfigError.one("extents", "path", str(error), extent.id) from None
+
+
+def open_extent(extent: Extent, pools: Mapping[str, Path]) -> Backend:
+    """Open the medium of an extent that an operator is writing now. Worker threads only.
+
+    Raises:
+        ConfigError: on ``path``, with the reason in words; a medium smaller than a block too.
+    """
+    with path_errors(extent):
+        backend = open_backend(spec_of(extent, pools))
+    if not extent.size_bytes and backend.geometry.size_bytes < extent.block_size:
+        size = backend.geometry.size_bytes
+        backend.close()
+        message = f"{extent.path}: {size} bytes are less than one block of {extent.block_size} bytes."
+        raise ConfigError.one("extents", "path", message, extent.id)
+    return backend
 
 
 class LiveExtent:

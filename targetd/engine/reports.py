@@ -12,7 +12,7 @@ from protocol.scsi.copymanager import results_of
 from protocol.scsi.device import LogicalUnit
 from protocol.scsi.device import Target as ScsiTarget
 from protocol.session import Session
-from targetd.config import Configuration, Extent, Portal, Target, full_name, mappings_by_target, split_address
+from targetd.config import Configuration, Portal, Target, full_name, mappings_by_target, split_address
 from targetd.engine.extents import LiveExtent
 from targetd.interface import (
     ConnectionStatus,
@@ -101,10 +101,8 @@ def lun_statuses(config: Configuration, target_id: int, live: ScsiTarget) -> dic
     return found
 
 
-def work_under_way(extents: Iterable[LiveExtent], allocated: Iterable[tuple[Extent, int]]) -> Iterator[Work]:
-    """What takes its time just now; ``allocated``: of files whose space is being taken, how many bytes."""
-    for extent, done in allocated:
-        yield Work("allocate", extent.id, extent.name, done, extent.size_bytes)
+def work_under_way(extents: Iterable[LiveExtent]) -> Iterator[Work]:
+    """What logical units are at just now that takes its time."""
     for live in extents:
         units = list(live.units.values())
         for locked in {unit.locked for unit in units}:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from protocol.management import answer_aborted, forget_aborted
 from protocol.scsi import sanitize
@@ -35,7 +36,7 @@ from protocol.scsi.reservations import Reservations
 from protocol.scsi.sense import Sense
 from protocol.session import Session, SessionTable
 from storage.base import TICK_INTERVAL_S, Backend
-from storage.open import Created, ExtentSpec, clone_file, open_backend
+from storage.open import Created, ExtentSpec, allocate_file, clone_file, open_backend
 from targetd.config import (
     WHOLE,
     Changes,
@@ -52,7 +53,15 @@ from targetd.config import (
     validate,
 )
 from targetd.engine import in_use
-from targetd.engine.extents import LiveExtent, appearance, check_path, open_extent, spec_of
+from targetd.engine.allocation import Allocations
+from targetd.engine.extents import (
+    LiveExtent,
+    appearance,
+    check_path,
+    open_extent,
+    path_errors,
+    spec_of,
+)
 from targetd.engine.io_engine import IoEngine
 from targetd.engine.media_probe import Job, MediaProbe
 from targetd.engine.reports import explanation, lun_statuses, session_status, unit_statistics, work_under_way
@@ -193,8 +202,9 @@ class Runtime:
         self._lock = asyncio.Lock()
         self._config = Configuration()
         self._extents: dict[int, LiveExtent] = {}
-        self._allocated: dict[int, tuple[Extent, int]] = {}
-        """Extents whose space is being taken, by id: how many bytes of it. Written by the worker at it."""
+        self._behind: WeakKeyDictionary[Backend, LiveExtent] = WeakKeyDictionary()
+        """Openings of media that another has replaced, while they are flushed and closed."""
+        self.allocations = Allocations(lambda: self.extent_roots, self._pools)
         self._targets: dict[int, ScsiTarget] = {}
         self._subscribers: set[asyncio.Queue[Event]] = set()
         self._housekeeping: set[asyncio.Task[None]] = set()
@@ -234,14 +244,21 @@ class Runtime:
         force: bool = False,
     ) -> Configuration:
         """See ``Engine.apply``. ``discard_files``: extents whose file is deleted once they are gone."""
-        async with self._lock:
-            old = self._config
-            new = edit(old)
-            if new is old:
-                return old
-            validate(new, old)
-            await self._carry_out(new, discard_files, clone_of, force)
-            self.announce_change(old, new)
+        async with self.allocations.of_change() as space:
+            while True:
+                async with self._lock:
+                    old = self._config
+                    new = edit(old)
+                    if new is old:
+                        return old
+                    validate(new, old)
+                    due = space.due(old, new) if clone_of is None else []
+                    if not due:
+                        await self._carry_out(new, discard_files, clone_of, force)
+                        self.allocations.removed(old.extents.keys() - new.extents.keys())
+                        self.announce_change(old, new)
+                        break
+                await space.take(due, old)
         if old.service_enabled and not new.service_enabled:
             await self.stand_still()
         return new
@@ -361,7 +378,7 @@ class Runtime:
             loop_lag_s=counters.loop_lag_s,
             loop_lag_longest_s=counters.loop_lag_longest_s,
             events_lost=self._events_lost,
-            work=tuple(work_under_way(extents, list(self._allocated.values()))),
+            work=(*self.allocations.work(), *work_under_way(extents)),
         )
 
     async def extent_statuses(self, extent_ids: Collection[int]) -> dict[int, str]:
@@ -508,6 +525,7 @@ class Runtime:
     async def stop(self) -> None:
         """Stop accepting, ask initiators to log out, finish what runs, flush every extent, close."""
         self._stopping = True
+        self.allocations.stop()
         self.controller.close()
         self._addresses.close()
         self.portals.close()
@@ -565,16 +583,7 @@ class Runtime:
         beside itself, with another size or protection; the old opening goes when the change is certain."""
         check_path(extent, self.extent_roots, self._pools)
         fresh = extent.type == "File" and not os.path.lexists(extent.path)
-
-        def allocated(done: int) -> None:
-            self._allocated[extent.id] = extent, done
-
-        try:
-            if extent.allocate:
-                allocated(0)
-            backend = open_extent(extent, self._pools, allocated)
-        finally:
-            self._allocated.pop(extent.id, None)
+        backend = open_extent(extent, self._pools)
         prepared.backends[extent.id] = backend
         if fresh:
             prepared.made.append(Path(extent.path))
@@ -603,9 +612,8 @@ class Runtime:
             if not force:
                 users[id] = in_use.users(live)
         work = asyncio.ensure_future(run_in_thread(self._prepare_extents, old, changes, users))
-        allocates = any(isinstance(extent, Extent) and extent.allocate for extent in written.values())
         try:
-            await asyncio.wait({work}, timeout=None if allocates else PREPARE_PATIENCE_S)
+            await asyncio.wait({work}, timeout=PREPARE_PATIENCE_S)
             if not work.done():
                 self._keep_running(_undo_late(work))
                 raise ConfigError.one(
@@ -651,7 +659,7 @@ class Runtime:
                 except TimeoutError:
                     message = "Writes to the extent do not come to an end; its medium hangs."
                     raise ConfigError.one("extents", WHOLE, message, extent.id) from None
-            return await run_in_thread(clone_file, backend, extent.path)
+            made = await run_in_thread(clone_file, backend, extent.path)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ConfigError.one("extents", "path", f"{extent.path}: {reason}.", extent.id) from None
@@ -659,12 +667,29 @@ class Runtime:
             if unit is not None and pause is not None:
                 unit.go_on(pause)
                 self.server.flush_stirred()
+        if extent.allocate:
+            # what can share blocks has fallocate(2) too, which is done with this in no time
+            try:
+                with path_errors(extent):
+                    await run_in_thread(allocate_file, self._existing(extent), _ignore)
+            except BaseException:
+                await run_in_thread(made.undo)
+                raise
+        return made
 
     async def _retired(self, backends: list[Backend], doomed: list[Path]) -> None:
         """Let go of what nobody needs any more; a medium that does not answer is left to itself."""
         if backends or doomed:
-            work = self._keep_running(run_in_thread(_retire, backends, doomed))
+            work = self._keep_running(self._let_go(backends, doomed))
             await asyncio.wait({work}, timeout=RETIRE_PATIENCE_S)
+
+    async def _let_go(self, backends: list[Backend], doomed: list[Path]) -> None:
+        for backend in await run_in_thread(_retire, backends, doomed):
+            live = self._behind.get(backend)
+            if live is not None and self._extents.get(live.extent.id) is live:
+                for unit in live.units.values():
+                    unit.lost_behind()
+                    break  # it tells those beside it
 
     async def _open_stored(self, extents: Sequence[Extent]) -> _Prepared:
         """At start a missing medium is no error of the configuration, and one that hangs keeps nobody."""
@@ -775,6 +800,7 @@ class Runtime:
             live = live_or_none
             if backend is not None and live.backend is not None:
                 retired.append(live.backend)
+                self._behind[live.backend] = live
             if backend is not None:
                 live.missing = ""
                 live.lost_writes = backend.lost_writes
@@ -980,7 +1006,7 @@ class Runtime:
 
     def _existing(self, extent: Extent) -> ExtentSpec:
         """An extent's medium as it must be there already: nothing is created."""
-        return replace(spec_of(extent, self._pools), create=False, allocate=False)
+        return replace(spec_of(extent, self._pools), create=False)
 
     async def sanitize(self, extent_id: int, method: str, passes: int = 1) -> Work | str:
         """See ``Engine.sanitize``."""
@@ -1129,6 +1155,10 @@ class Runtime:
             queue.put_nowait(event)
 
 
+def _ignore(done: int) -> None:
+    """Nobody looks at the progress of what is done in no time."""
+
+
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
@@ -1201,15 +1231,23 @@ def _flush_and_close(backend: Backend) -> None:
         backend.close()
 
 
-def _retire(backends: Sequence[Backend], doomed: Sequence[Path]) -> None:
-    """On a worker: let go of media that nobody exports any more."""
+def _retire(backends: Sequence[Backend], doomed: Sequence[Path]) -> list[Backend]:
+    """On a worker: let go of media, or openings of them, that nobody needs any more; those that could not be
+    flushed are returned."""
+    failed = []
     for backend in backends:
         try:
             _flush_and_close(backend)
         except OSError as error:
-            log.error("a removed extent could not be flushed: %s", error)
+            failed.append(backend)
+            log.error(
+                "%s: data written before it was removed or opened anew could not be flushed: %s",
+                error.filename or "an extent",
+                error.strerror or error,
+            )
     for path in doomed:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
             log.error("%s could not be deleted: %s", path, error.strerror)
+    return failed

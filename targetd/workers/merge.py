@@ -50,7 +50,7 @@ def merged(
         units=tuple(unit for each in told for unit in each.units),
         sessions=(*front.sessions, *(session for each in told for session in each.sessions)),
         portals=tuple(portals.values()),
-        work=tuple(work for each in told for work in each.work),
+        work=(*front.work, *(work for each in told for work in each.work)),
         loop_lag_s=max(each.loop_lag_s for each in (front, *told)),
         loop_lag_longest_s=max(each.loop_lag_longest_s for each in (front, *told)),
         processes=tuple(

@@ -34,6 +34,7 @@ from targetd.config import (
     target_named,
     validate,
 )
+from targetd.engine.allocation import SpaceOfChange
 from targetd.engine.runtime import KEPT_FAILURES, Runtime
 from targetd.interface import (
     Edit,
@@ -399,30 +400,61 @@ class Supervisor(Owner):
     async def _apply(
         self, edit: Edit, discard_files: frozenset[int], clone_of: int | None, force: bool
     ) -> Configuration:
+        async with self.front.allocations.of_change() as space:
+            old, new = await self._apply_with(space, edit, discard_files, clone_of, force)
+        if old.service_enabled and not new.service_enabled:
+            await self._stand_still()
+        return new
+
+    async def _apply_with(
+        self,
+        space: SpaceOfChange,
+        edit: Edit,
+        discard_files: frozenset[int],
+        clone_of: int | None,
+        force: bool,
+    ) -> tuple[Configuration, Configuration]:
         deadline = self._loop.time() + RESTART_PATIENCE_S
         while True:
             async with self._lock:
                 old = self._config
                 new = edit(old)
                 if new is old:
-                    return old
+                    return old, old
                 validate(new, old)
-                changes = diff(old, new)
-                plan = self._shares.plan(old, new, changes, self._connections, clone_of)
-                for move in plan.moves:
-                    await self._move(move)
-                deltas = self._shares.deltas(old, new, changes, plan)
-                absent = [self._members[index] for index in deltas if not self._members[index].up.is_set()]
-                # One that is not there begins with what is in force then. Only media that are to be opened
-                # now have to wait for it.
-                awaited = [member for member in absent if deltas[member.index].written.get("extents")]
-                if not awaited:
-                    await self._carry_out(new, plan, deltas, discard_files, clone_of, force)
-                    break
-            await self._wait_for(awaited[0], deadline)
-        if old.service_enabled and not new.service_enabled:
-            await self._stand_still()
-        return new
+                due = space.due(old, new) if clone_of is None else []
+                if not due:
+                    awaited = await self._try(old, new, discard_files, clone_of, force)
+                    if not awaited:
+                        return old, new
+            if due:
+                await space.take(due, old)
+            else:
+                await self._wait_for(awaited[0], deadline)
+
+    async def _try(
+        self,
+        old: Configuration,
+        new: Configuration,
+        discard_files: frozenset[int],
+        clone_of: int | None,
+        force: bool,
+    ) -> list[WorkerHandle]:
+        """Carry out a change, unless workers must be waited for, which are returned; nothing was done then.
+        Under the lock."""
+        changes = diff(old, new)
+        plan = self._shares.plan(old, new, changes, self._connections, clone_of)
+        for move in plan.moves:
+            await self._move(move)
+        deltas = self._shares.deltas(old, new, changes, plan)
+        absent = [self._members[index] for index in deltas if not self._members[index].up.is_set()]
+        # One that is not there begins with what is in force then. Only media that are to be opened
+        # now have to wait for it.
+        awaited = [member for member in absent if deltas[member.index].written.get("extents")]
+        if not awaited:
+            await self._carry_out(new, plan, deltas, discard_files, clone_of, force)
+            self.front.allocations.removed(old.extents.keys() - new.extents.keys())
+        return awaited
 
     async def _wait_for(self, member: WorkerHandle, deadline: float) -> None:
         try:

@@ -7,6 +7,7 @@ let go. ``bench/isolation.py`` has the figures.
 import errno
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.faults.kit import (
     DATA_PROTECT,
     MEDIUM_ERROR,
     NOT_READY,
+    PATIENCE_S,
     SPACE_ALLOCATION_FAILED,
     UNIT_ATTENTION,
     UNRECOVERED_READ_ERROR,
@@ -245,6 +247,97 @@ def test_a_lost_write_is_told_once_to_every_session_that_wrote(
             assert session.read(0).good
         assert writer.flush().good
         assert "write-back error" in status_of(daemon, hanging.extent_id)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE])
+@pytest.mark.parametrize("told", ["FUA", "WCE=0", "WRITE AND VERIFY"])
+def test_a_lost_write_that_a_durable_write_is_told_reaches_all_who_wrote(
+    daemon: Daemon, fs: FaultyFs, hanging: Disk, number: int, told: str
+) -> None:
+    """An NFS server or a quota that is full, a thin pool: the kernel says it once, to whoever comes first."""
+    with (
+        lun_of(daemon, hanging, name="iqn.2016-04.com.example:a") as writer,
+        lun_of(daemon, hanging, name="iqn.2016-04.com.example:b") as durable,
+        lun_of(daemon, hanging, name="iqn.2016-04.com.example:c") as reader,
+    ):
+        if told == "WCE=0":
+            page = bytes((0x08, 18)) + bytes(18)
+            assert durable.do(cdbs.mode_select6(len(page) + 4), bytes(4) + page).good
+            for session in (writer, reader):
+                session.ready()
+        assert writer.write(8, pattern(2)).good or told == "WCE=0"
+        fs.fail(number, "fsync")
+        if told == "WRITE AND VERIFY":
+            reply = durable.do(cdbs.write_and_verify10(0, 1), pattern(1))
+        else:
+            reply = durable.write(0, pattern(1), fua=told == "FUA")
+        fs.clear()
+        assert reply.status == 2
+        deferred = writer.flush()
+        assert sense(deferred) == (MEDIUM_ERROR, WRITE_ERROR)
+        assert deferred.sense[0] & 0x7F == 0x71
+        assert reader.read(0).good
+        assert writer.flush().good
+
+
+def test_taking_space_that_lasts_holds_up_no_other_change(daemon: Daemon, fs: FaultyFs) -> None:
+    """On a file system without fallocate(2) zeros are written, for hours if need be."""
+    path = fs.at / "slow.img"
+    fields = {
+        "iscsi_target_extent_name": "slow",
+        "iscsi_target_extent_type": "File",
+        "iscsi_target_extent_path": str(path),
+        "iscsi_target_extent_filesize": "8MB",
+        "iscsi_target_extent_allocate": True,
+    }
+    with ThreadPoolExecutor(1) as pool:
+        fs.stall("write")
+        try:
+            slow = pool.submit(daemon.api, "POST", "services/iscsi/extent/", fields)
+            fs.wait_for_stalled("write")
+            other = daemon.create_disk("meanwhile", "1MB")
+            (work,) = daemon.expect(200, "GET", "services/iscsi/work/")
+            assert (work["kind"], work["extent"], work["total"]) == ("allocate", "slow", 8 << 20)
+            same = daemon.api(
+                "POST", "services/iscsi/extent/", {**fields, "iscsi_target_extent_name": "same"}
+            )
+            assert same.status == 409
+            assert "being taken" in same.json["iscsi_target_extent_path"][0]
+            daemon.delete_disk(other)
+        finally:
+            fs.go()
+        made = slow.result(PATIENCE_S)
+    assert made.status == 201, made.text
+    assert path.stat().st_blocks * 512 >= 8 << 20
+    daemon.expect(204, "DELETE", f"services/iscsi/extent/{made.json['id']}/")
+
+
+def test_an_extent_may_be_deleted_while_its_space_is_taken(daemon: Daemon, fs: FaultyFs) -> None:
+    disk = disk_on(daemon, fs)
+    (fs.backing / disk.path.name).write_bytes(b"x" * (8 << 20))
+    with ThreadPoolExecutor(1) as pool:
+        fs.stall("write")
+        try:
+            grown = {"iscsi_target_extent_filesize": "16MB", "iscsi_target_extent_allocate": True}
+            slow = pool.submit(daemon.api, "PUT", f"services/iscsi/extent/{disk.extent_id}/", grown)
+            fs.wait_for_stalled("write")
+            daemon.expect(204, "DELETE", f"services/iscsi/target/{disk.target_id}/")
+            daemon.expect(204, "DELETE", f"services/iscsi/extent/{disk.extent_id}/")
+        finally:
+            fs.go()
+        refused = slow.result(PATIENCE_S)
+    assert refused.status in (404, 409), refused.text
+    disk.path.unlink()
+
+
+def test_holes_of_a_file_that_is_there_are_not_filled_without_fallocate(
+    daemon: Daemon, hanging: Disk
+) -> None:
+    refused = daemon.api(
+        "PUT", f"services/iscsi/extent/{hanging.extent_id}/", {"iscsi_target_extent_allocate": True}
+    )
+    assert refused.status == 409
+    assert "fallocate(2)" in refused.json["iscsi_target_extent_path"][0]
 
 
 def test_a_lost_write_is_nothing_to_who_wrote_to_another_lun(

@@ -173,3 +173,36 @@ def test_a_medium_that_went_and_came_keeps_its_account(backend: Faulty) -> None:
     disk.unit.note_lost_writes()
     met = {sense_of(disk.run(TEST_UNIT_READY)) for _ in range(4)}
     assert WRITE_ERROR in met
+
+
+def test_a_loss_that_another_is_told_during_a_flush_that_ends_well(disk: Disk, backend: Faulty) -> None:
+    """The kernel gives the error to whoever comes first; the flush that comes second is told nothing."""
+    lane = HeldLane()
+    disk = Disk(backend=backend, lane=lane)
+    write(disk)
+    flush = disk.start(FLUSH)
+    (work, done) = lane.jobs.pop()
+    outcome = work()
+    backend.lost_writes += 1  # by a durable write of another, whose end has not come to the loop yet
+    done(outcome)
+    assert not disk.delivered[flush].status
+    told = disk.run(TEST_UNIT_READY)
+    assert (sense_of(told), told.sense[0] & 0x7F) == (WRITE_ERROR, DEFERRED)
+
+
+def test_a_loss_is_told_although_the_medium_is_opened_anew_at_once(disk: Disk, backend: Faulty) -> None:
+    write(disk)
+    backend.lost_writes += 1
+    disk.unit.reconfigure(disk.unit.config, Memory(BLOCKS * BLOCK))
+    met = [sense_of(disk.run(TEST_UNIT_READY)) for _ in range(3)]
+    assert WRITE_ERROR in met
+
+
+def test_an_opening_that_could_not_be_flushed_at_its_end_is_a_loss(disk: Disk) -> None:
+    reader = make_nexus(2)
+    disk.login(reader)
+    write(disk)
+    disk.unit.reconfigure(disk.unit.config, Memory(BLOCKS * BLOCK))
+    disk.unit.lost_behind()
+    assert sense_of(disk.run(TEST_UNIT_READY)) == WRITE_ERROR
+    assert not disk.run(TEST_UNIT_READY, nexus=reader).status

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import storage.file
+from storage import linux
 from storage.base import Buffer, Run
 from storage.file import File
 from storage.mapping import CHUNK, PAGE, STORE_LIMIT
@@ -327,19 +327,6 @@ def test_a_given_size_does_not_follow_the_file(path: Path) -> None:
     assert extent.refresh().size_bytes == MIB
 
 
-def test_an_empty_file_is_an_extent_of_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "empty"
-    path.touch()
-    extent = File(str(path))
-    assert extent.geometry.size_bytes == 0
-    assert extent.read_nowait(0, 0) == b""
-    assert list(extent.runs(0, 0)) == []
-    assert extent.refresh().size_bytes == 0
-    extent.flush()
-    extent.resize(MIB)
-    assert extent.read(0, 512) == bytes(512)
-
-
 def test_more_than_two_tebibytes(tmp_path: Path) -> None:
     path = tmp_path / "large"
     path.touch()
@@ -410,26 +397,6 @@ def test_zeroes_keep_their_space(path: Path) -> None:
     extent.flush()
     assert extent.read(0, MIB) == DATA[:1000] + bytes(CHUNK) + DATA[1000 + CHUNK :]
     assert extent.space().used >= before
-
-
-def test_allocate_takes_the_space_of_the_whole_extent(tmp_path: Path) -> None:
-    path = tmp_path / "full"
-    path.touch()
-    extent = File(str(path), MIB)
-    told: list[int] = []
-    extent.allocate(told.append)
-    assert told == [MIB]
-    assert extent.space().used >= MIB
-    assert extent.read(0, MIB) == bytes(MIB)
-
-
-def test_allocation_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.file, "ALLOCATE_PIECE", MIB)
-    path = tmp_path / "full"
-    path.touch()
-    told: list[int] = []
-    File(str(path), 5 * MIB // 2).allocate(told.append)
-    assert told == [MIB, 2 * MIB, 5 * MIB // 2]
 
 
 # -- copying --------------------------------------------------------------------------------------
@@ -643,3 +610,50 @@ def test_a_file_on_tmpfs_is_served_without_waiting() -> None:
         extent.close()
     finally:
         path.unlink()
+
+
+# -- errors of write-back ---------------------------------------------------------------------------
+
+
+def refuse(number: int) -> Any:
+    def call(*arguments: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE])
+def test_a_durable_write_that_is_told_an_error_of_write_back_counts_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Whatever its errno: the kernel tells it once, and it may be about what others wrote."""
+    extent = File(str(path))
+    monkeypatch.setattr(os, "pwritev", refuse(number))
+    with pytest.raises(OSError):
+        extent.write(0, b"x" * 512, durable=True)
+    assert extent.lost_writes == 1
+    assert "may be lost" in extent.status
+
+
+def test_a_durable_write_that_finds_no_space_loses_nothing_of_others(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extent = File(str(path))
+    monkeypatch.setattr(os, "pwritev", refuse(errno.ENOSPC))
+    monkeypatch.setattr(os, "pwrite", refuse(errno.ENOSPC))
+    with pytest.raises(OSError):
+        extent.write(0, b"x" * 512, durable=True)
+    assert (extent.lost_writes, extent.status) == (0, "ok")
+
+
+@pytest.mark.parametrize(("nfs", "lost"), [(True, 1), (False, 0)])
+def test_where_plain_writes_are_told_of_write_back_they_count_too(
+    path: Path, monkeypatch: pytest.MonkeyPatch, nfs: bool, lost: int
+) -> None:
+    if nfs:
+        monkeypatch.setattr(linux, "file_system", lambda fd: linux.NFS)
+    extent = File(str(path))
+    monkeypatch.setattr(os, "pwrite", refuse(errno.ENOSPC))
+    with pytest.raises(OSError):
+        extent.write(0, b"x" * 512)
+    assert extent.lost_writes == lost

@@ -47,18 +47,17 @@ def test_a_missing_file_is_made_only_when_asked(tmp_path: Path) -> None:
         open_backend(ExtentSpec(kind="file", path=str(tmp_path / "auto"), create=True))
 
 
-def test_a_file_can_take_its_space_at_once(tmp_path: Path) -> None:
-    spec = ExtentSpec(kind="file", path=str(tmp_path / "disk"), size_bytes=MIB, create=True, allocate=True)
-    assert open_backend(spec).space().used >= MIB
+def test_a_read_only_extent_makes_its_file_like_any_other(tmp_path: Path) -> None:
+    spec = ExtentSpec(kind="file", path=str(tmp_path / "disk"), size_bytes=MIB, create=True, read_only=True)
+    made = open_backend(spec)
+    assert (made.geometry.size_bytes, made.capabilities.writable) == (MIB, False)
+    assert made.read(0, 512) == bytes(512)
 
 
-def test_what_was_made_for_an_extent_that_fails_is_gone_again(tmp_path: Path) -> None:
-    spec = ExtentSpec(
-        kind="file", path=str(tmp_path / "a/disk"), size_bytes=1 << 59, create=True, allocate=True
-    )
-    with pytest.raises(OSError):
-        open_backend(spec)
-    assert list(tmp_path.iterdir()) == []
+def test_an_empty_file_is_no_extent(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    with pytest.raises(OSError, match="empty"):
+        open_backend(ExtentSpec(kind="file", path=str(tmp_path / "empty")))
 
 
 def test_creation_makes_a_sparse_private_file_and_its_directories(tmp_path: Path) -> None:
