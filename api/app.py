@@ -13,8 +13,9 @@ from aiohttp import web
 
 from api.audit import audit, audited
 from api.auth import Authenticator, require_login
-from api.bodies import MAX_BODY_BYTES
+from api.bodies import DEFAULT_LIMIT, MAX_BODY_BYTES, PAGE_SIZE
 from api.errors import Handler, translate_errors
+from api.keys import KeyRing, KeysResource
 from api.metrics import MetricsResource
 from api.openapi import Documents
 from api.origin import refuse_other_sites
@@ -32,6 +33,8 @@ from api.resources.target import TargetResource
 from api.resources.targetgroup import TargetGroupResource
 from api.resources.targettoextent import TargetToExtentResource
 from api.routing import Router
+from api.v2.app import TrueNas, truenas_resources
+from api.v2.rpc import is_rpc_path
 from targetd.interface import Engine
 
 __all__ = ["make_app"]
@@ -63,6 +66,9 @@ def make_app(
     *,
     version: str,
     resources: Iterable[Registrable] = (),
+    keys: KeyRing | None = None,
+    truenas: TrueNas | None = None,
+    page_size: int = DEFAULT_LIMIT,
 ) -> web.Application:
     """The API over an engine.
 
@@ -71,6 +77,9 @@ def make_app(
         authenticator: knows who may.
         version: of the daemon, for the documents.
         resources: further ones, behind the same login.
+        keys: API keys that log in with ``Authorization: Bearer``.
+        page_size: objects in a list unless the client says; 0: all.
+        truenas: what TrueNAS' API needs beside the engine; None: it is not served.
 
     Returns:
         An application for ``api.server.ApiRunner``.
@@ -83,10 +92,11 @@ def make_app(
             audit,
             translate_errors,
             refuse_other_sites,
-            require_login(authenticator, frozenset({HEALTH_PATH})),
+            require_login(authenticator, _is_public, keys),
         ],
     )
     engine = audited(engine)
+    app[PAGE_SIZE] = page_size
     events = EventsResource(engine)
     app.on_shutdown.append(events.close)
     every: list[Registrable] = [
@@ -96,15 +106,26 @@ def make_app(
         DiagnosisResource(engine),
         events,
         ServiceResource(engine),
-        SystemResource(version),
+        SystemResource(version, truenas.version if truenas else ""),
         MetricsResource(engine),
         *resources,
         Documents(router, version),
     ]
+    if keys is not None:
+        every.append(KeysResource(keys))
+        if truenas is not None:
+            rest, rpc = truenas_resources(engine, authenticator, keys, truenas, version)
+            app.on_shutdown.append(rpc.close)
+            every += [rest, rpc]
     for resource in every:
         resource.register(router)
     app.router.add_route("*", "/{path:.*}", router.dispatch)
     return app
+
+
+def _is_public(path: str) -> bool:
+    """Whether a path needs no login: the health check, and WebSockets, which log in by a method."""
+    return path == HEALTH_PATH or is_rpc_path(path)
 
 
 @web.middleware

@@ -8,7 +8,9 @@ of a line in JSON. What a request did is gathered in its own context: writers at
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, cast
 
 from aiohttp import web
@@ -19,7 +21,7 @@ from api.schema import MASK
 from targetd.config import GLOBALS, Configuration, diff, objects, rules
 from targetd.interface import Edit, Engine
 
-__all__ = ["MASK", "audit", "audited", "note"]
+__all__ = ["MASK", "audit", "audited", "note", "recorded"]
 
 log = logging.getLogger("audit")
 
@@ -39,23 +41,48 @@ async def audit(request: web.Request, handler: Handler) -> web.StreamResponse:
     """The middleware; stands outside of the login, so that it hears of those it refuses."""
     if request.method in READING:
         return await handler(request)
+    with recorded(None, request.remote, request.path, request.method) as outcome:
+        response = await handler(request)
+        account = request.get(USER)
+        outcome.user = account.name if account is not None else None
+        outcome.status = response.status
+    return response
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Who asked, and what became of it; filled in on the way."""
+
+    user: str | None
+    status: int = 0
+
+
+@contextmanager
+def recorded(user: str | None, address: str | None, path: str, method: str = "CALL") -> Iterator[Outcome]:
+    """Write one audit record of what is done inside.
+
+    Args:
+        user: name of the account; None: not known yet.
+        address: of the peer.
+        path: of the request, or the name of the method that is called.
+        method: of HTTP; ``CALL`` for a call that came otherwise.
+    """
     trail: list[dict[str, Any]] = []
     token = _TRAIL.set(trail)
+    outcome = Outcome(user)
     try:
-        response = await handler(request)
+        yield outcome
     finally:
         _TRAIL.reset(token)
-    account = request.get(USER)
-    record = {
-        "user": account.name if account is not None else None,
-        "address": request.remote,
-        "method": request.method,
-        "path": request.path[:500],
-        "status": response.status,
-        "changes": trail,
-    }
-    log.info("%s", json.dumps(record), extra={"audit": record})
-    return response
+        record = {
+            "user": outcome.user,
+            "address": address,
+            "method": method,
+            "path": path[:500],
+            "status": outcome.status,
+            "changes": trail,
+        }
+        log.info("%s", json.dumps(record), extra={"audit": record})
 
 
 class _Audited:

@@ -28,7 +28,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
 from aiohttp import web
@@ -326,7 +326,16 @@ def _is_local(network: str) -> bool:
     return network == "::/64" or network.startswith("127.")
 
 
-def require_login(authenticator: Authenticator, public: frozenset[str]) -> Middleware:
+class BearerLogin(Protocol):
+    """Knows who a token is."""
+
+    async def login(self, token: str) -> Account | None:
+        """The account; None: nobody has this token."""
+
+
+def require_login(
+    authenticator: Authenticator, public: Callable[[str], bool], bearer: BearerLogin | None = None
+) -> Middleware:
     """The middleware: nothing but ``public`` paths without a login, no writes by a read-only user.
 
     It stands before routing: an unknown URL or a wrong method is not told to a stranger, and clients
@@ -335,13 +344,21 @@ def require_login(authenticator: Authenticator, public: frozenset[str]) -> Middl
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in public:
+        if public(request.path):
             return await handler(request)
 
         def waits() -> bool:
             return request.transport is not None and not request.transport.is_closing()
 
-        account = await authenticator.login(request.headers.get("Authorization"), request.remote or "", waits)
+        header = request.headers.get("Authorization")
+        scheme, _, token = (header or "").strip().partition(" ")
+        if bearer is not None and scheme.lower() == "bearer":
+            known = await bearer.login(token)
+            if known is None:
+                raise UnauthorizedError
+            account = known
+        else:
+            account = await authenticator.login(header, request.remote or "", waits)
         request[USER] = account  # before anything is refused: the audit tells who was
         if account.read_only and request.method not in READING:
             raise ForbiddenError("This user may only read.")

@@ -15,6 +15,7 @@ __all__ = [
     "DEFAULT_LIMIT",
     "JSON_TYPES",
     "MAX_BODY_BYTES",
+    "PAGE_SIZE",
     "content_range",
     "content_type",
     "filters",
@@ -28,6 +29,8 @@ MAX_BODY_BYTES: Final = 1 << 20
 """The largest valid body is a list of addresses, some tens of KiB."""
 DEFAULT_LIMIT: Final = 30
 """Objects in a list if the client does not say, as the specification has it."""
+PAGE_SIZE: Final[web.AppKey[int]] = web.AppKey("page_size", int)
+"""The same of one application; 0: all."""
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -157,7 +160,7 @@ def page(request: web.Request, items: Sequence[Any]) -> tuple[int, Sequence[Any]
             offset, limit = int(asked[1]), int(asked[2]) - int(asked[1]) + 1
     offset = offset or 0
     if limit is None:
-        limit = DEFAULT_LIMIT
+        limit = request.app.get(PAGE_SIZE, DEFAULT_LIMIT)
     return offset, items[offset : offset + limit] if limit else items[offset:]
 
 

@@ -122,6 +122,14 @@ _STATISTICS_OF_MANY: Final = [
 ]
 """What ``Statistics`` has lists of; all else is numbers."""
 
+_KEY: Final[dict[str, Any]] = {
+    "id": {"type": "integer", "minimum": 1},
+    "name": _TEXT,
+    "role": {"type": "string", "enum": ["admin", "read-only"]},
+    "created_at": {"type": "number", "description": "Seconds since the epoch."},
+    "expires_at": {"type": ["number", "null"]},
+    "used_at": {"type": ["number", "null"]},
+}
 _FIXED_SCHEMAS: Final[dict[str, Any]] = {
     "Error": {
         "type": "object",
@@ -223,6 +231,17 @@ _FIXED_SCHEMAS: Final[dict[str, Any]] = {
             "password": {"type": ["string", "null"], "minLength": 8, "maxLength": 256},
             "read_only": {"type": ["boolean", "null"]},
         },
+    },
+    "ApiKey": _object(_KEY),
+    "ApiKeyCreated": _object({**_KEY, "key": {"type": "string", "description": "Shown this once."}}),
+    "ApiKeyCreate": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "minLength": 1, "maxLength": 64},
+            "role": {"type": "string", "enum": ["admin", "read-only"], "default": "admin"},
+            "expires_in_s": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 315360000},
+        },
+        "required": ["name"],
     },
     "Statistics": {
         "type": "object",

@@ -27,7 +27,7 @@ def find_command(name: str) -> str | None:
     return shutil.which(name, path=_path())
 
 
-def run_command(command: Sequence[str], timeout_s: float) -> "subprocess.CompletedProcess[str]":
+def run_command(command: Sequence[str], timeout_s: float | None) -> "subprocess.CompletedProcess[str]":
     """Run a command to its end and hand back its exit status and what it printed, in English.
 
     Raises:

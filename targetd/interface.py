@@ -6,7 +6,7 @@ or ``protocol/``.
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from targetd.config import Configuration
 
@@ -14,6 +14,10 @@ __all__ = [
     "LATENCY_BOUNDS_S",
     "ConnectionStatus",
     "Dataset",
+    "DatasetError",
+    "DatasetRequest",
+    "DatasetStatus",
+    "Datasets",
     "Edit",
     "Engine",
     "Event",
@@ -26,6 +30,7 @@ __all__ = [
     "ServiceState",
     "SessionStatistics",
     "SessionStatus",
+    "SnapshotStatus",
     "Statistics",
     "Storage",
     "StorageError",
@@ -273,6 +278,148 @@ class Storage(Protocol):
 
     def delete(self, pool: str, name: str, recursive: bool = False) -> Awaitable[bool]:
         """Destroy it, with what was made from it if ``recursive``; False: there is none."""
+
+
+class DatasetError(StorageError):
+    """A dataset or snapshot cannot be made, changed or destroyed; the text is for whoever asked.
+
+    Args:
+        error: number of ``errno`` that says the kind: ENOENT, EEXIST, EBUSY, EINVAL, ENOSPC, ENOTSUP.
+    """
+
+    def __init__(self, error: int, text: str) -> None:
+        super().__init__(text)
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetStatus:
+    """A volume or file system of a pool, as TrueNAS calls both: a dataset. Lengths in bytes."""
+
+    name: str
+    """With its pool: ``tank/vms/disk1``."""
+    kind: Literal["FILESYSTEM", "VOLUME"]
+    available: int
+    used: int
+    size_bytes: int = 0
+    """Of a volume."""
+    block_size: int = 0
+    """Of a volume: its size is a multiple of it (``volblocksize``)."""
+    sparse: bool = True
+    """Of a volume: its space is not reserved."""
+    mountpoint: str = ""
+    origin: str = ""
+    """The snapshot that it was cloned from; empty: none."""
+    comments: str = ""
+    properties: Mapping[str, str] = field(default_factory=dict)
+    """User properties: names with a colon, as zfsprops(7) has them."""
+
+    @property
+    def pool(self) -> str:
+        """The first part of the name."""
+        return self.name.partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotStatus:
+    """A snapshot of a dataset. Lengths in bytes."""
+
+    dataset: str
+    name: str
+    """The part behind ``@``."""
+    created: float
+    """Seconds since the epoch."""
+    used: int
+    referenced: int
+    size_bytes: int = 0
+    """Of the volume when it was taken; 0 for a file system."""
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def full_name(self) -> str:
+        """``tank/vms/disk1@before``."""
+        return f"{self.dataset}@{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetRequest:
+    """A dataset to make. Lengths in bytes."""
+
+    name: str
+    kind: Literal["FILESYSTEM", "VOLUME"] = "FILESYSTEM"
+    size_bytes: int = 0
+    block_size: int = 0
+    """0: the pool's own."""
+    sparse: bool = False
+    ancestors: bool = False
+    """Make the file systems that lead to it."""
+    comments: str = ""
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+class Datasets(Protocol):
+    """Datasets and snapshots of all pools. Names are whole (``tank/vms/disk1``, ``tank/vms/disk1@before``).
+
+    What cannot be done raises ``DatasetError`` and has changed nothing.
+    """
+
+    def datasets(self) -> Awaitable[list[DatasetStatus]]:
+        """All datasets of all pools, by name; a pool itself is the first of its own."""
+
+    def dataset(self, name: str) -> Awaitable[DatasetStatus | None]:
+        """One dataset; None: there is none."""
+
+    def create(self, request: DatasetRequest) -> Awaitable[DatasetStatus]:
+        """Make a volume or a file system."""
+
+    def resize(self, name: str, size_bytes: int) -> Awaitable[None]:
+        """Change the size of a volume."""
+
+    def describe(
+        self, name: str, comments: str | None, properties: Mapping[str, str | None]
+    ) -> Awaitable[None]:
+        """Set comments (None: as they are) and user properties (None removes one), durably."""
+
+    def destroy(self, name: str, recursive: bool) -> Awaitable[None]:
+        """Destroy a dataset; with ``recursive`` its snapshots and what is below it too."""
+
+    def rename(self, name: str, new_name: str) -> Awaitable[None]:
+        """Give a dataset another name in the same pool."""
+
+    def promote(self, name: str) -> Awaitable[None]:
+        """Make a clone independent of where it came from: the snapshot becomes its own."""
+
+    def snapshots(self, dataset: str | None = None) -> Awaitable[list[SnapshotStatus]]:
+        """Snapshots of one dataset or of all, by name."""
+
+    def snapshot(
+        self, dataset: str, name: str, properties: Mapping[str, str], in_use: bool, recursive: bool
+    ) -> Awaitable[SnapshotStatus]:
+        """Take a snapshot.
+
+        Args:
+            in_use: an initiator may be writing; then only what takes it in one instant is right.
+            recursive: of all datasets below too.
+        """
+
+    def destroy_snapshot(self, full_name: str, recursive: bool) -> Awaitable[None]:
+        """Destroy a snapshot; with ``recursive`` those of the same name below it too."""
+
+    def rename_snapshot(self, full_name: str, new_full_name: str) -> Awaitable[None]:
+        """Give a snapshot another name."""
+
+    def clone(self, full_name: str, name: str, properties: Mapping[str, str]) -> Awaitable[DatasetStatus]:
+        """Make a dataset that begins as a snapshot is."""
+
+    def rollback(self, full_name: str) -> Awaitable[None]:
+        """Make a dataset what it was when the snapshot was taken. Nobody may use it meanwhile."""
+
+    def copy(self, full_name: str, name: str, progress: Callable[[int, int], None]) -> Awaitable[None]:
+        """Copy a snapshot to a new dataset that shares nothing with it.
+
+        Args:
+            progress: hears of bytes done and bytes in all; called on another thread.
+        """
 
 
 @dataclass(frozen=True, slots=True)

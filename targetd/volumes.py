@@ -23,7 +23,7 @@ from storage.zfs_command import find_command, run_command
 from targetd.interface import Dataset, StorageError, Volume
 from targetd.system.threads import run_in_thread
 
-__all__ = ["DEVICES", "VOLUMES", "Pools", "volume_file"]
+__all__ = ["DEVICES", "MAX_NAME", "VOLUMES", "VOLUME_BLOCK", "Pools", "check_name", "run_zfs", "volume_file"]
 
 DEVICES = "/dev/zvol/"
 VOLUMES = "zvols"
@@ -169,9 +169,9 @@ class ZfsPool:
         self.name = name
 
     def _datasets(self, name: str, depth: int) -> Iterator[Dataset]:
-        listed = _run("zfs", "list", "-Hp", "-t", "filesystem", "-d", str(depth), "-o",
+        listed = run_zfs("zfs", "list", "-Hp", "-t", "filesystem", "-d", str(depth), "-o",
                       "name,available,used,mountpoint", name)  # fmt: skip
-        health = _run("zpool", "list", "-H", "-o", "health", self.name)[0][0]
+        health = run_zfs("zpool", "list", "-H", "-o", "health", self.name)[0][0]
         for row in listed:
             yield Dataset(
                 name=row[0],
@@ -192,7 +192,7 @@ class ZfsPool:
         return [dataset for dataset in self._datasets(self.name, 1) if dataset.name != self.name]
 
     def _list(self, *what: str) -> list[Volume]:
-        rows = _run("zfs", "list", "-Hp", "-t", "volume", "-o", "name,volsize,used,available", *what)
+        rows = run_zfs("zfs", "list", "-Hp", "-t", "volume", "-o", "name,volsize,used,available", *what)
         return [Volume(row[0].partition("/")[2], int(row[1]), int(row[2]), int(row[3])) for row in rows]
 
     def volumes(self) -> list[Volume]:
@@ -206,27 +206,30 @@ class ZfsPool:
 
     def create(self, name: str, size_bytes: int, sparse: bool) -> None:
         flags = ("-s",) if sparse else ()
-        _run("zfs", "create", *flags, "-V", str(size_bytes), f"{self.name}/{name}")
+        run_zfs("zfs", "create", *flags, "-V", str(size_bytes), f"{self.name}/{name}")
 
     def resize(self, name: str, size_bytes: int) -> None:
-        _run("zfs", "set", f"volsize={size_bytes}", f"{self.name}/{name}")
+        run_zfs("zfs", "set", f"volsize={size_bytes}", f"{self.name}/{name}")
 
     def delete(self, name: str, recursive: bool) -> None:
-        _run("zfs", "destroy", *(("-r",) if recursive else ()), f"{self.name}/{name}")
+        run_zfs("zfs", "destroy", *(("-r",) if recursive else ()), f"{self.name}/{name}")
 
 
 class _NotThereError(StorageError):
     """ZFS knows no such dataset."""
 
 
-def _run(*command: str) -> list[list[str]]:
+def run_zfs(*command: str, limit_s: float | None = COMMAND_S) -> list[list[str]]:
     """The rows that a ZFS command prints.
+
+    Args:
+        limit_s: how long it may take; None: as long as it takes.
 
     Raises:
         StorageError: it failed; the text is its own.
     """
     try:
-        done = run_command(command, COMMAND_S)
+        done = run_command(command, limit_s)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise StorageError(f"{command[0]}: {error}") from None
     if done.returncode:
@@ -239,13 +242,15 @@ class Pools:
     """All pools; implements ``targetd.interface.Storage``."""
 
     def __init__(self, directories: Mapping[str, Path]) -> None:
+        self.directories = dict(directories)
         self._directories = {name: DirectoryPool(name, path) for name, path in directories.items()}
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()
+        """Held while anything is made, changed or destroyed."""
 
     def _all(self) -> Sequence[_Pool]:
         pools: dict[str, _Pool] = {}
         if find_command("zpool"):
-            pools = {name: ZfsPool(name) for (name,) in _run("zpool", "list", "-H", "-o", "name")}
+            pools = {name: ZfsPool(name) for (name,) in run_zfs("zpool", "list", "-H", "-o", "name")}
         return [*{**pools, **self._directories}.values()]
 
     def _find(self, name: str) -> _Pool:
@@ -292,7 +297,7 @@ class Pools:
             assert made is not None
             return made
 
-        async with self._turn:
+        async with self.turn:
             return await _worker(work)
 
     async def resize(self, pool: str, name: str, size_bytes: int) -> Volume | None:
@@ -303,7 +308,7 @@ class Pools:
             found.resize(name, _rounded(size_bytes))
             return found.volume(name)
 
-        async with self._turn:
+        async with self.turn:
             return await _worker(work)
 
     async def delete(self, pool: str, name: str, recursive: bool = False) -> bool:
@@ -314,7 +319,7 @@ class Pools:
             found.delete(name, recursive)
             return True
 
-        async with self._turn:
+        async with self.turn:
             return await _worker(work)
 
 

@@ -21,12 +21,16 @@ EMULATED_VERSION: Final = "9.2.1.9"
 class SystemResource:
     """What is asked before anything else."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, emulated: str = "") -> None:
         """
         Args:
             version: ours.
+            emulated: what to tell instead of 9.2.1.9, if it is a FreeNAS version: ``FreeNAS-11.2-U8``.
         """
         self.version = version
+        name, _, number = emulated.partition("-")
+        self.emulated = number if name == "FreeNAS" else EMULATED_VERSION
+        self.full = emulated if name == "FreeNAS" else f"FreeNAS-{EMULATED_VERSION}-RELEASE"
 
     def register(self, router: Router) -> None:
         """Add the places."""
@@ -46,9 +50,9 @@ class SystemResource:
         return answer(
             200,
             {
-                "fullversion": f"FreeNAS-{EMULATED_VERSION}-RELEASE (iscsi-targetd {self.version})",
+                "fullversion": f"{self.full} (iscsi-targetd {self.version})",
                 "name": "FreeNAS",
-                "version": EMULATED_VERSION,
+                "version": self.emulated,
             },
         )
 

@@ -25,13 +25,17 @@ from aiohttp import web
 
 from api.app import make_app
 from api.auth import Account, Authenticator, hash_password
+from api.keys import KeyRing
 from api.resources.storage import StorageResource
 from api.resources.users import UsersResource
 from api.server import ApiRunner
+from api.v2.app import TrueNas
 from targetd.config import ConfigError, fresh
 from targetd.daemon.demo import offer_demo
 from targetd.daemon.options import Address, Options, version
 from targetd.daemon.reload import Reloader
+from targetd.datasets.service import NAMESPACE as DATASETS
+from targetd.datasets.service import DatasetService
 from targetd.engine.io_engine import available
 from targetd.engine.runtime import Runtime
 from targetd.net.inherited_sockets import API, Listeners, inherited
@@ -56,6 +60,8 @@ ADMIN = "root"
 """The user of the API (design.md §2)."""
 ACCOUNTS = "account"
 """Namespace in the store of the API's further users."""
+KEYS = "api_key"
+"""Namespace of API keys."""
 API_SHUTDOWN_S = 2.0
 """How long requests under way may take when the daemon stops."""
 STORE_CLOSE_S = 1.0
@@ -144,10 +150,21 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners, deadline: D
         )
         runtime.io_engine.tell()
     admin = Account(ADMIN, await run_in_thread(hash_password, password))
-    storage = StorageResource(runtime, Pools(dict(options.pools)))
+    pools = Pools(dict(options.pools))
+    datasets = DatasetService(pools, _Records(store, DATASETS))
+    storage = StorageResource(runtime, pools)
+    keys = KeyRing(_Records(store, KEYS))
     authenticator = Authenticator({ADMIN: admin})
-    users = UsersResource(authenticator, _Accounts(store), admin)
-    app = make_app(runtime, authenticator, version=version(), resources=[storage, users])
+    users = UsersResource(authenticator, _Records(store, ACCOUNTS), admin)
+    app = make_app(
+        runtime,
+        authenticator,
+        version=version(),
+        resources=[storage, users],
+        keys=keys,
+        truenas=TrueNas(pools, datasets, options.emulated_version or ""),
+        page_size=options.api_page_size,
+    )
     api = ApiRunner(app, shutdown_timeout=API_SHUTDOWN_S)
     watchers: list[asyncio.Task[None]] = []
     in_order = True
@@ -162,6 +179,8 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners, deadline: D
             # Only now: a start that fails leaves no portal behind that the next one would insist on.
             await store.save(stored, config)
         await users.load()
+        await keys.load()
+        await datasets.load()
         again = asyncio.Event()
         loop.add_signal_handler(signal.SIGHUP, again.set)
         reloader = Reloader(options, runtime, users, admin, tls, _read_password, _extent_roots)
@@ -242,17 +261,18 @@ def _certificate(options: Options) -> Certificate | None:
         raise StartError(f"--tls-cert {options.tls_cert}: {error.reason or error}") from None
 
 
-class _Accounts:
-    """``api.resources.users.Persistence`` in the store."""
+class _Records:
+    """Named bytes of one namespace of the store: accounts, API keys, attributes of datasets."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, namespace: str) -> None:
         self._store = store
+        self._namespace = namespace
 
     async def put(self, name: str, value: bytes | None) -> None:
-        await self._store.put(ACCOUNTS, name, value)
+        await self._store.put(self._namespace, name, value)
 
     async def items(self) -> dict[str, bytes]:
-        return await self._store.items(ACCOUNTS)
+        return await self._store.items(self._namespace)
 
 
 async def _bind_api(listeners: Listeners, address: Address) -> list[socket.socket]:

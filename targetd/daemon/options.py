@@ -140,6 +140,20 @@ def read_workers(text: str) -> int:
     return int(text)
 
 
+def read_page_size(text: str) -> int:
+    """How many objects a list has unless the client says; 0: all of them."""
+    if not (text.isascii() and text.isdigit()) or len(text) > 6:
+        raise ValueError(f"{text!r} is not a number from 0 to 999999")
+    return int(text)
+
+
+def read_version(text: str) -> str:
+    """A version as FreeNAS and TrueNAS write theirs: ``FreeNAS-11.2-U8``, ``TrueNAS-SCALE-25.04.2``."""
+    if not re.fullmatch(r"(?:FreeNAS|TrueNAS)-[A-Za-z0-9][A-Za-z0-9.-]{0,62}", text):
+        raise ValueError(f"{text!r} is not FreeNAS-… or TrueNAS-…")
+    return text
+
+
 def read_choice(*choices: str) -> Callable[[str], str]:
     """One of the choices, in any case."""
 
@@ -235,6 +249,19 @@ class Options:
         "|".join(IO_ENGINES),
         "what waits for a disk: by io_uring, by worker threads, or auto: io_uring where it can be had",
         default="auto",
+    )
+    api_page_size: int = option(
+        read_page_size,
+        "N",
+        "objects in a list of the API, unless the client says; 0: all",
+        default="30",
+        number=True,
+    )
+    emulated_version: str | None = option(
+        read_version,
+        "TEXT",
+        "version that the API tells clients, which choose their dialect by it",
+        shown="FreeNAS 9.2.1.9 on v1.0, TrueNAS-SCALE-25.04.2 on v2.0",
     )
     tls_cert: Path | None = option(read_file, "FILE", "certificate chain (PEM): serve the API over HTTPS")
     tls_key: Path | None = option(read_file, "FILE", "private key of --tls-cert (PEM)")
