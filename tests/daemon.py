@@ -297,16 +297,25 @@ class Daemon:
         token = base64.b64encode(f"{user}:{password or self.password}".encode()).decode()
         return {"Authorization": f"Basic {token}"}
 
-    def api(self, method: str, path: str, body: Any = None, *, password: str | None = None) -> Reply:
-        """One request as root. ``path`` is below /api/v1.0/ unless it begins with a slash."""
-        headers = self.authorization(password=password)
+    def api(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        password: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """One request as root, unless ``headers`` say who else. ``path`` is below /api/v1.0/ unless it begins
+        with a slash."""
+        sent = {**self.authorization(password=password), **(headers or {})}
         data = None
         if body is not None:
             data = json.dumps(body).encode()
-            headers["Content-Type"] = "application/json"
+            sent["Content-Type"] = "application/json"
         connection = http.client.HTTPConnection(HOST, self.api_port, timeout=30)
         try:
-            connection.request(method, path if path.startswith("/") else PREFIX + path, data, headers)
+            connection.request(method, path if path.startswith("/") else PREFIX + path, data, sent)
             response = connection.getresponse()
             return Reply(
                 response.status,

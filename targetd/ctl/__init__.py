@@ -26,9 +26,11 @@ PROGRAM = "iscsi-targetctl"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
+    from targetd.ctl.keys import keys
     from targetd.ctl.operations import app
     from targetd.ctl.storage import pools, volumes
 
+    app.add_typer(keys, name="key")
     app.add_typer(pools, name="pool")
     app.add_typer(volumes, name="volume")
 

@@ -68,6 +68,20 @@ def test_a_user_is_made_limited_and_deleted(busy: Daemon, tmp_path: Path) -> Non
     assert b"of-the-watcher" not in stored
 
 
+def test_a_key_is_made_listed_and_deleted(busy: Daemon) -> None:
+    key = ctl(busy, "key", "create", "backup", "--read-only", "--days", "1").ok().strip()
+    (listed,) = json.loads(ctl(busy, "key", "list", "--json").ok())
+    assert (listed["name"], listed["role"], listed["used_at"]) == ("backup", "read-only", None)
+    assert "backup" in ctl(busy, "key", "list").ok()
+    bearer = {"Authorization": f"Bearer {key}"}
+    assert busy.api("GET", "services/iscsi/target/", headers=bearer).status == 200
+    assert busy.api("POST", "services/iscsi/target/", {}, headers=bearer).status == 403
+    ctl(busy, "key", "create", "backup").refused("already exists")
+    ctl(busy, "key", "delete", "none").refused("there are: backup")
+    ctl(busy, "key", "delete", "backup").ok()
+    assert busy.api("GET", "services/iscsi/target/", headers=bearer).status == 401
+
+
 def read_something(daemon: Daemon) -> None:
     with SocketInitiator((HOST, daemon.portal_port)) as client:
         client.login(daemon.full_name("disk"), CLIENT)

@@ -61,6 +61,8 @@ def test_defaults_are_those_of_the_design(tmp_path: Path, monkeypatch: pytest.Mo
         workers=max(len(os.sched_getaffinity(0)) - 1, 1),
         io_engine="auto",
         api_password_file=None,
+        api_page_size=30,
+        emulated_version=None,
         tls_cert=None,
         tls_key=None,
         demo=False,
@@ -109,6 +111,8 @@ def test_every_option_can_be_given_in_every_place(tmp_path: Path, toml) -> None:
         "state-dir": "/s", "portal": "10.0.0.1:99", "api": "[::]:98", "extent-root": "/r",
         "api-password-file": str(secret), "demo": "true", "log-level": "debug", "log-format": "json",
         "pool": f"tank={tmp_path}", "workers": "3", "io-engine": "threads",
+        "api-page-size": "0",
+        "emulated-version": "FreeNAS-11.2-U8",
     }  # fmt: skip
     in_file = {declared.name for declared in DECLARED if declared.metadata["in_file"]}
     assert in_file == texts.keys() | {"tls-cert", "tls-key"}
@@ -272,3 +276,19 @@ def test_description_names_every_option_but_itself() -> None:
     assert [line.split(" = ")[0] for line in lines] == [
         declared.name for declared in DECLARED if declared.field != "check_config"
     ]
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("--api-page-size", "-1"),
+        ("--api-page-size", "1_0"),
+        ("--api-page-size", "many"),
+        ("--emulated-version", "11.2"),
+        ("--emulated-version", "FreeNAS-"),
+        ("--emulated-version", "FreeNAS-1\n2"),
+    ],
+)
+def test_what_the_api_tells_is_checked(option: str, text: str) -> None:
+    with pytest.raises(UsageError, match=option):
+        options(f"{option}={text}")
