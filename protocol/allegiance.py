@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from protocol.bhs import ScsiResponse, TaskManagementRequest
 from protocol.enums import AsyncEvent
 from protocol.enums import TaskManagementResponseCode as Response
+from protocol.events import End, EndReason
 from protocol.scsi.request import Outcome
 from protocol.scsi.sense import Sense
 
@@ -69,7 +70,7 @@ class Lost:
 # -- a connection goes --------------------------------------------------------------------------------
 
 
-def lose(table: "SessionTable", session: "Session", connection: "Connection", reason: str) -> None:
+def lose(table: "SessionTable", session: "Session", connection: "Connection", reason: End) -> None:
     """A connection of the session was cut, or given up by us."""
     del session.connections[connection.cid]
     keys = session.keys
@@ -102,7 +103,7 @@ def remove_for_recovery(session: "Session", cid: int) -> bool:
     connection = session.connections.pop(cid, None)
     if connection is not None:
         _retain(session, connection, logged_out=True)
-        connection.close("connection removed for recovery")
+        connection.close(End(EndReason.RECOVERY, "connection removed for recovery"))
         return True
     found = [lost for lost in session.lost.values() if lost.cid == cid]
     for lost in found:
@@ -116,7 +117,7 @@ def log_out(session: "Session", cid: int) -> None:
     connection = session.connections.pop(cid, None)
     if connection is not None:
         terminate(session, connection)
-        connection.close("logout of the connection")
+        connection.close(End(EndReason.LOGOUT, "logout of the connection"))
         return
     for lost in [lost for lost, of in session.lost.items() if of.cid == cid]:
         terminate(session, lost)
@@ -161,7 +162,8 @@ def expire(table: "SessionTable", session: "Session", now: float) -> None:
         if now > lost.until:
             terminate(session, connection)
     if not session.connections and not session.lost:
-        table.end(session, "no connection came back within Time2Wait and Time2Retain")
+        words = "no connection came back within Time2Wait and Time2Retain"
+        table.end(session, End(EndReason.RECOVERY_TIMEOUT, words))
 
 
 def excuse(session: "Session", seconds: float) -> None:

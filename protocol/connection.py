@@ -55,7 +55,7 @@ from protocol.enums import (
     ScsiStatus,
 )
 from protocol.errors import ProtocolViolation
-from protocol.events import LoggedIn, LoggedOut, LoginRefused
+from protocol.events import End, EndReason, LoggedIn, LoggedOut, LoginRefused
 from protocol.fastpath import scsi_command_handler
 from protocol.framer import Framer, Handler
 from protocol.limits import (
@@ -96,6 +96,9 @@ class Phase(IntEnum):
     LOGIN = 0
     FULL_FEATURE = 1
     LOGGED_OUT = 2
+
+
+LOGOUT = End(EndReason.LOGOUT, "logout")
 
 
 class Connection:
@@ -176,7 +179,7 @@ class Connection:
         self.out: list[Buffer | Paced] = []
         self.paced = 0
         """Replies in ``out`` that are made in pieces."""
-        self.closing = ""
+        self.closing: End | None = None
         """Why the connection is to be closed once ``out`` is sent; empty while it lives."""
         self.closing_since = 0.0
         self.now = now
@@ -279,7 +282,7 @@ class Connection:
             self.paced -= 1
         return made
 
-    def lost(self, reason: str) -> None:
+    def lost(self, reason: End) -> None:
         """The TCP connection is gone."""
         self.close(reason)
         session = self.session
@@ -292,7 +295,7 @@ class Connection:
         machine = self._login
         return (machine.initiator_name, machine.target_name, machine.so_far) if machine else ("", "", "")
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: End) -> None:
         """Say nothing more than what is queued, then close."""
         if not self.closing:
             self.closing = reason
@@ -308,7 +311,7 @@ class Connection:
             return
         if self.phase == Phase.LOGIN:
             if now - self.in_login_since > self.login_limits.seconds:
-                self.close(f"no login within {self.login_limits.seconds} s")
+                self.close(End(EndReason.LOGIN_TIMEOUT, f"no login within {self.login_limits.seconds} s"))
             return
         overdue = self._overdue(now)
         if overdue and not self.has_unread():
@@ -328,19 +331,19 @@ class Connection:
             if self.recovery is not None:
                 self.sessions.stirred.add(self)
 
-    def _overdue(self, now: float) -> str:
-        """What the peer owes us for too long, in words; empty: nothing."""
+    def _overdue(self, now: float) -> End | None:
+        """What the peer owes us for too long; None: nothing."""
         silence = now - self.last_heard
         if self.io_timeout_s and self.framer.in_pdu and silence > self.io_timeout_s:
-            return f"stalled inside a PDU for {silence:.0f} s (iscsi_iotimeout)"
+            return End(EndReason.IO_TIMEOUT, f"stalled inside a PDU for {silence:.0f} s (iscsi_iotimeout)")
         if self._logout_deadline and now > self._logout_deadline:
-            return "did not log out when asked to"
+            return End(EndReason.LOGOUT_TIMEOUT, "did not log out when asked to")
         if self._negotiation_deadline and now > self._negotiation_deadline:
-            return "did not negotiate when asked to"
+            return End(EndReason.NEGOTIATION_TIMEOUT, "did not negotiate when asked to")
         waited = now - self._ping_sent_at
         if self._ping_tag != RESERVED_TAG and waited > PING_PATIENCE * self.nop_interval_s:
-            return f"no answer to NOP-In for {waited:.0f} s (iscsi_nopinint)"
-        return ""
+            return End(EndReason.PING_TIMEOUT, f"no answer to NOP-In for {waited:.0f} s (iscsi_nopinint)")
+        return None
 
     def excuse(self, seconds: float) -> None:
         """For so long nobody was here to listen, as the process or the machine stood still: no time limit of
@@ -418,8 +421,7 @@ class Connection:
         self.reject(RejectReason.COMMAND_NOT_SUPPORTED, view, at)
 
     def _violated(self, violation: ProtocolViolation) -> None:
-        self.close(violation.message)
-        self.lost(violation.message)
+        self.lost(End(EndReason.PROTOCOL, violation.message))
 
     def _damaged(self, view: memoryview, at: int, data: memoryview) -> None:
         """A data digest is wrong (RFC 7143 §7.8): Reject, and the PDU never happened.
@@ -435,7 +437,8 @@ class Connection:
         opcode = view[at] & 0x3F
         concluded = opcode == Opcode.SCSI_DATA_OUT and self.writes.damaged(view, at, len(data))
         if not concluded and self.recovery is None:
-            self.close(f"data digest error in a PDU of opcode {opcode:#04x}, at ErrorRecoveryLevel 0")
+            words = f"data digest error in a PDU of opcode {opcode:#04x}, at ErrorRecoveryLevel 0"
+            self.close(End(EndReason.PROTOCOL, words))
 
     # -- login --------------------------------------------------------------------------------
 
@@ -473,7 +476,7 @@ class Connection:
                     machine.initiator_name, machine.target_name, int(reply.status), reply.reason, reply.bug
                 )
             )
-            self.close(f"login refused: {reply.reason}")
+            self.close(End(EndReason.LOGIN_REFUSED, f"login refused: {reply.reason}"))
         elif reply.result is not None:
             self._logged_in(reply.result)
 
@@ -557,7 +560,7 @@ class Connection:
             if self._next_tag != RESERVED_TAG and self._next_tag not in self.writes.bursts:
                 return self._next_tag
 
-    def request_logout(self, within_s: int, reason: str) -> None:
+    def request_logout(self, within_s: int, reason: End) -> None:
         """Ask the initiator to log out (Async Message, RFC 7143 §11.9.1), and drop it if it does not."""
         if self.phase != Phase.FULL_FEATURE:
             self.close(reason)
@@ -933,8 +936,8 @@ class Connection:
             allegiance.log_out(session, request.cid)
         else:
             self.events.append(LoggedOut(session))
-            self.sessions.end(session, "logout")
-            self.close("logout")
+            self.sessions.end(session, LOGOUT)
+            self.close(LOGOUT)
 
     def _logout(self, session: Session, request: LogoutRequest) -> LogoutResponseCode:
         reason = request.flags & 0x7F

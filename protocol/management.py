@@ -13,6 +13,7 @@ from protocol import allegiance, serial
 from protocol.bhs import TaskManagementRequest
 from protocol.enums import TaskManagementFunction as Function
 from protocol.enums import TaskManagementResponseCode as Response
+from protocol.events import End, EndReason
 from protocol.scsi.device import LogicalUnit, Reset, Target
 from protocol.scsi.sense import CheckCondition, Sense
 from protocol.task import Task
@@ -157,7 +158,7 @@ def _drop_everybody(connection: "Connection", target: Target) -> None:
     """TARGET COLD RESET ends all sessions with the target (RFC 7143 §11.5.1, function 7)."""
     table = connection.sessions
     for session in [session for session in table.sessions.values() if session.target is target]:
-        table.end(session, "target cold reset", notice=True)
+        table.end(session, End(EndReason.TARGET_RESET, "target cold reset"), notice=True)
 
 
 def _query_task(session: "Session", target: Target, request: TaskManagementRequest) -> Response:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from protocol import allegiance, serial
 from protocol.access import Grant, Refusal
 from protocol.enums import AsyncEvent, LoginStatus
+from protocol.events import End, EndReason
 from protocol.limits import MAX_DISCOVERY_SESSIONS, MAX_TSIH
 from protocol.scsi.attention import condition
 from protocol.scsi.request import Nexus
@@ -118,8 +119,8 @@ class Session:
         """CmdSN → the PDU that came before its turn; None where the number counts as used (``skip``)."""
         self._releasing = False
         self.created_at = now
-        self.ended = ""
-        """Why the session is over; empty while it lives."""
+        self.ended: End | None = None
+        """Why the session is over; None while it lives."""
         self.commands = 0
         self.bytes_read = 0
         self.bytes_written = 0
@@ -206,7 +207,7 @@ class Session:
             if early is not None and early.connection is of:
                 self.skip(cmd_sn)
 
-    def end(self, reason: str, *, notice: bool = False) -> None:
+    def end(self, reason: End, *, notice: bool = False) -> None:
         """Nexus loss: every task is dropped, every connection closes when it has sent what it has.
 
         Args:
@@ -284,7 +285,7 @@ class SessionTable:
                     f"the initiator port has a session of CHAP user {existing.user!r} already; this login is "
                     + (f"CHAP user {login.user!r}" if login.user else "without CHAP"),
                 )
-            self.end(existing, "session reinstatement")
+            self.end(existing, End(EndReason.REINSTATEMENT, "session reinstatement"))
         if grant.target is not None and not self.has_room():
             return Refusal(
                 LoginStatus.OUT_OF_RESOURCES,
@@ -342,7 +343,7 @@ class SessionTable:
         elif old is not None:
             del existing.connections[login.cid]
             allegiance.terminate(existing, old)
-            old.close("connection reinstatement")
+            old.close(End(EndReason.REINSTATEMENT, "connection reinstatement"))
         existing.connections[login.cid] = connection
         return existing
 
@@ -382,7 +383,7 @@ class SessionTable:
         for session in [session for session in self.sessions.values() if session.lost]:
             allegiance.expire(self, session, now)
 
-    def end(self, session: Session, reason: str, *, notice: bool = False) -> None:
+    def end(self, session: Session, reason: End, *, notice: bool = False) -> None:
         """End a session and forget it; ``notice``: as in ``Session.end``."""
         if self.sessions.pop(session.id, None) is None:
             return

@@ -301,7 +301,8 @@ class LogicalUnit(UnitState):
         row = request.command
         name = row.name if row is not None else f"opcode {request.cdb[0]:02X}h"
         if isinstance(error, OSError):
-            log.warning("%s: %s at byte %d: %s", self.config.name, name, request.offset, error)
+            words = "%s: %s at byte %d: %s"
+            log.warning(words, self.config.name, name, request.offset, error, extra=_fields(request))
             write = row is not None and row.access is Access.WRITE
             lba = request.offset // self.block_size
             return self.check(from_os_error(error, write=write, lba=lba))
@@ -311,6 +312,7 @@ class LogicalUnit(UnitState):
             name,
             request.nexus.initiator_name,
             exc_info=error,
+            extra=_fields(request),
         )
         return self.check(CheckCondition(Sense.INTERNAL_TARGET_FAILURE))
 
@@ -340,3 +342,14 @@ def _reserved_bit(cdb: bytes, row: Command) -> CheckCondition:
     wrong = int.from_bytes(cdb[: row.length], "big") & row.reserved
     position = 8 * row.length - wrong.bit_length()
     return CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=position // 8, bit=7 - position % 8)
+
+
+def _fields(request: Request) -> dict[str, object]:
+    """Whose a log line about a command is: initiator, target and LUN, and the task tag where there is one."""
+    nexus, lun = request.nexus, getattr(request, "lun", None)
+    return {
+        "initiator": nexus.initiator_name,
+        "target": nexus.target_name,
+        "lun": (lun[0] & 0x3F) << 8 | lun[1] if lun else None,  # peripheral or flat addressing, SAM-5 §4.7
+        "tag": getattr(request, "initiator_task_tag", None),
+    }

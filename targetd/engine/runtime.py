@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from protocol.events import End, EndReason
 from protocol.management import answer_aborted, forget_aborted
 from protocol.scsi import sanitize
 from protocol.scsi.device import LogicalUnit, Reset, UnitConfig
@@ -87,6 +88,7 @@ from targetd.net.portals import Bound, Portals
 from targetd.net.server import Channel, Server
 from targetd.persistence.interface import UNITS, Persistence, Records, StoreError
 from targetd.system.gc_schedule import GcScheduler
+from targetd.system.logs import bind
 from targetd.system.threads import Completions, WorkerThreads, run_in_thread
 
 __all__ = ["Runtime"]
@@ -340,7 +342,7 @@ class Runtime:
         session = self.server.sessions.sessions.get(session_id)
         if session is None:
             return False
-        await self._log_out([session], reason)
+        await self._log_out([session], End(EndReason.ADMINISTRATOR, reason))
         return True
 
     async def negotiate(self, session_id: int) -> bool:
@@ -494,10 +496,11 @@ class Runtime:
             gone = [live for id, live in self._targets.items() if id not in new.targets]
             table = self.server.sessions
             leaving = [session for session in table.sessions.values() if session.target in gone]
-            await self._log_out(leaving, "target moved")
+            moved = End(EndReason.TARGET_MOVED, "target moved")
+            await self._log_out(leaving, moved)
             for channel in list(self.server.channels):
                 if channel.connection.session is None:  # it may be about to have a session on one of them
-                    channel.drop("target moved")
+                    channel.drop(moved)
             lost = old.extents.keys() - new.extents.keys()
             for id in lost:
                 for unit in self._extents[id].units.values():
@@ -529,7 +532,8 @@ class Runtime:
         self.controller.close()
         self._addresses.close()
         self.portals.close()
-        await self._log_out(list(self.server.sessions.sessions.values()), "shutdown", wait=True)
+        everybody = list(self.server.sessions.sessions.values())
+        await self._log_out(everybody, End(EndReason.STOPPED, "shutdown"), wait=True)
         self.server.close()
         for live in self._extents.values():
             for unit in live.units.values():
@@ -758,10 +762,12 @@ class Runtime:
         leaving = [session for session in table.sessions.values() if session.target in gone]
         if not new.service_enabled:
             self._leaving = self._keep_running(
-                self._log_out(list(table.sessions.values()), "the service was stopped")
+                self._log_out(
+                    list(table.sessions.values()), End(EndReason.STOPPED, "the service was stopped")
+                )
             )
         elif leaving:
-            self._keep_running(self._log_out(leaving, "target removed"))
+            self._keep_running(self._log_out(leaving, End(EndReason.TARGET_REMOVED, "target removed")))
         for channel in self.server.channels:
             channel.connection.io_timeout_s = new.globals.io_timeout_s
             channel.connection.nop_interval_s = new.globals.nop_in_interval_s
@@ -930,7 +936,7 @@ class Runtime:
 
     # -- sessions -----------------------------------------------------------------------------
 
-    async def _log_out(self, sessions: list[Session], reason: str, *, wait: bool = False) -> None:
+    async def _log_out(self, sessions: list[Session], reason: End, *, wait: bool = False) -> None:
         """Ask initiators to log out; those that do not within LOGOUT_S are dropped."""
         table = self.server.sessions
         for session in sessions:
@@ -951,13 +957,16 @@ class Runtime:
 
     def _session_ended(self, session: Session) -> None:
         self.server.counters.session_ended(session)
-        log.info(
+        names = {"initiator": session.initiator_name, "target": session.grant.target_name or None}
+        bind(log, **names).info(
             "%s left %s: %s",
             session.initiator_name,
             session.grant.target_name or "discovery",
             session.ended,
         )
-        self.announce("session.end", id=session.id, initiator=session.initiator_name, reason=session.ended)
+        self.announce(
+            "session.end", id=session.id, initiator=session.initiator_name, reason=str(session.ended)
+        )
 
     # -- housekeeping -------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ The buckets are powers of two, so that the right one is a ``bit_length`` away.
 from weakref import WeakKeyDictionary
 
 from protocol.enums import LoginStatus, ScsiStatus
+from protocol.events import EndReason
 from protocol.scsi.commands import Command
 from protocol.scsi.device import LogicalUnit
 from protocol.scsi.table import ROWS
@@ -21,7 +22,6 @@ __all__ = [
     "Counters",
     "LatencyCounter",
     "command_name",
-    "kind_of_end",
     "login_status_name",
     "status_name",
 ]
@@ -118,9 +118,9 @@ class Counters:
         """A login was refused."""
         _count(self.portal(portal_id).login_failures, login_status_name(status))
 
-    def dropped(self, portal_id: int, reason: str) -> None:
+    def dropped(self, portal_id: int, reason: EndReason) -> None:
         """A connection ended."""
-        _count(self.portal(portal_id).drops, kind_of_end(reason))
+        _count(self.portal(portal_id).drops, reason.value)
 
     def session_ended(self, session: Session) -> None:
         """What it counted goes to its portal."""
@@ -221,33 +221,3 @@ def status_name(status: int) -> str:
 def login_status_name(status: int) -> str:
     """``authentication_failure``."""
     return _LOGIN_STATUSES.get(status, "other")
-
-
-TURNED_AWAY = "not let in"
-"""A connection that ended before it began: ``targetd.net.admission``."""
-
-_ENDS = (
-    (TURNED_AWAY, "turned_away"),
-    ("logout", "logout"),
-    ("the initiator closed", "closed_by_initiator"),
-    ("login refused", "login_refused"),
-    ("no login within", "login_timeout"),
-    ("no answer to NOP-In", "ping_timeout"),
-    ("stalled inside a PDU", "io_timeout"),
-    ("did not log out", "logout_timeout"),
-    ("session reinstatement", "reinstatement"),
-    ("connection reinstatement", "reinstatement"),
-    ("target cold reset", "target_reset"),
-    ("target removed", "target_removed"),
-    ("target moved", "target_moved"),
-    ("ended by an administrator", "administrator"),
-    ("stopped", "stopped"),
-    ("shutdown", "stopped"),
-    ("a page of the extent", "medium"),
-)
-"""How the reason of an end begins → its kind. Anything else is an error of the network or the protocol."""
-
-
-def kind_of_end(reason: str) -> str:
-    """One of few words for why a connection ended."""
-    return next((kind for beginning, kind in _ENDS if reason.startswith(beginning)), "error")

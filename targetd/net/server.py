@@ -16,6 +16,7 @@ dropped, and the retry of the command meets the true error.
 
 import errno
 import ipaddress
+import itertools
 import logging
 import secrets
 import socket
@@ -29,7 +30,7 @@ from typing import Any
 from protocol.access import Authorizer
 from protocol.connection import Connection
 from protocol.enums import LoginStatus
-from protocol.events import LoggedIn, LoggedOut, LoginRefused
+from protocol.events import End, EndReason, LoggedIn, LoggedOut, LoginRefused
 from protocol.limits import LARGE_COMMAND, MAX_IN_FLIGHT
 from protocol.scsi.request import Buffer, Outcome, Request
 from protocol.session import SessionTable
@@ -38,8 +39,9 @@ from targetd.config import split_address
 from targetd.interface import LoginFailure
 from targetd.net.access import AccessSnapshot, PortalAuthorizer
 from targetd.net.admission import Admission, ConnectionLimiter, Limits
-from targetd.net.counters import SAMPLED, TURNED_AWAY, Counters
+from targetd.net.counters import SAMPLED, Counters
 from targetd.net.loop import TURN_S, Loop, Turn
+from targetd.system.logs import bind as bind_fields
 
 __all__ = ["Channel", "LoginSnapshot", "Server", "bind", "bind_reason", "socket_address"]
 
@@ -60,6 +62,8 @@ IOV_MAX = 1024
 
 CLOSE_S = 5.0
 """How long a peer may take to read the last of what we say before its connection is closed."""
+
+CLOSED = End(EndReason.CLOSED_BY_INITIATOR, "the initiator closed the connection")
 
 ACCEPT_AT_ONCE = 2
 """Then those that are connected get their turn: one takes some 0.1 ms."""
@@ -157,6 +161,7 @@ class Channel:
         "held",
         "large",
         "local",
+        "number",
         "peer",
         "portal_id",
         "reading",
@@ -183,6 +188,8 @@ class Channel:
         self.local = local
         self.portal_id = portal_id
         self.visitor = visitor
+        self.number = next(server.numbers)
+        """Of this connection in this process, for the log."""
         self.failed = False
         """A refusal was told."""
         self.waiting: list[Buffer] = []
@@ -211,6 +218,14 @@ class Channel:
 
     def __repr__(self) -> str:
         return f"{self.peer} to {self.local}"
+
+    def log(self, initiator: str = "", target: str = "") -> "logging.LoggerAdapter[logging.Logger]":
+        """A logger whose lines name this connection, and whose it is as far as that is known."""
+        session = self.connection.session
+        if session is not None:
+            initiator, target = session.initiator_name, session.grant.target_name
+        named = {name: value for name, value in (("initiator", initiator), ("target", target)) if value}
+        return bind_fields(log, connection=self.number, peer=self.peer, **named)
 
     def authorizer(self) -> Authorizer:
         """Who answers for this connection."""
@@ -304,10 +319,10 @@ class Channel:
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:
-            self.drop(error.strerror or str(error))
+            self.drop(End(EndReason.NETWORK, error.strerror or str(error)))
             return 0
         if not count:
-            self.drop("the initiator closed the connection")
+            self.drop(CLOSED)
         return count
 
     def _measure(self, now: float) -> None:
@@ -413,9 +428,10 @@ class Channel:
             try:
                 out = self._send(out)
             except OSError as error:
-                reason = error.strerror or str(error)
+                reason = End(EndReason.NETWORK, error.strerror or str(error))
                 if error.errno == errno.EFAULT:
-                    reason = "a page of the extent could not be read while its data was being sent"
+                    words = "a page of the extent could not be read while its data was being sent"
+                    reason = End(EndReason.MEDIUM, words)
                     self._doubt_media()
                 self.waiting = []
                 self.drop(reason)
@@ -486,7 +502,7 @@ class Channel:
             ),
         )
 
-    def drop(self, reason: str) -> None:
+    def drop(self, reason: End) -> None:
         """Close the socket; whatever was under way for it is forgotten."""
         if self.fd < 0:
             return
@@ -510,7 +526,7 @@ def _logged_in(channel: Channel, event: LoggedIn) -> None:
         session.target is not None
     ):  # discovery sessions, which nobody waits for, share their turns with logins
         channel.server.loop.promote(channel.fd)
-    log.info(
+    channel.log().info(
         "%s: %s logged in to %s%s",
         channel,
         session.initiator_name,
@@ -527,10 +543,12 @@ def _logged_out(channel: Channel, event: LoggedOut) -> None:
 def _login_refused(channel: Channel, event: LoginRefused) -> None:
     if event.status in _MOVED:
         channel.failed = True  # told here: nothing has failed
-        log.info("%s: %s asks for %s: %s", channel, event.initiator_name, event.target_name, event.reason)
+        channel.log(event.initiator_name, event.target_name).info(
+            "%s: %s asks for %s: %s", channel, event.initiator_name, event.target_name, event.reason
+        )
         channel.server.counters.refused(channel.portal_id, event.status)
         return
-    log.warning(
+    channel.log(event.initiator_name, event.target_name).warning(
         "%s: login of %s to %s refused (%04Xh): %s",
         channel,
         event.initiator_name or "an initiator without a name",
@@ -577,6 +595,7 @@ class Server:
         self.note = note
         self.sessions = sessions or SessionTable()
         self.channels: set[Channel] = set()
+        self.numbers = itertools.count(1)
         self.listeners: dict[str, tuple[socket.socket, int]] = {}
         """Address as configured → its socket and the id of its portal."""
         self.receive_buffer = memoryview(bytearray(TURN))
@@ -635,7 +654,7 @@ class Server:
         """The doorkeeper's word: count it, and let the operator find the reason where those of logins are."""
         sock.close()
         portal_id = self.listeners[address][1]
-        self.counters.dropped(portal_id, TURNED_AWAY)
+        self.counters.dropped(portal_id, EndReason.TURNED_AWAY)
         if self.connection_limiter.telling:
             failure = LoginFailure(
                 at=time.time(),
@@ -702,23 +721,27 @@ class Server:
                     channel.carry_out()
                 channel.flush()
 
-    def gone(self, channel: Channel, reason: str) -> None:
+    def gone(self, channel: Channel, reason: End) -> None:
         """A channel has closed."""
         self.channels.discard(channel)
         self.connection_limiter.leave(channel.visitor)
-        self.counters.dropped(channel.portal_id, channel.connection.closing or reason)
+        self.counters.dropped(channel.portal_id, (channel.connection.closing or reason).reason)
         session = channel.connection.session
         if session is None:
-            log.debug("%s: closed before login: %s", channel, reason)
+            channel.log(*channel.connection.unfinished_login()[:2]).debug(
+                "%s: closed before login: %s", channel, reason
+            )
             if channel.connection.closing and not channel.failed:
                 name, target, so_far = channel.connection.unfinished_login()
-                why = channel.connection.closing
+                why: str = channel.connection.closing
                 if name:
                     why = f"{why} before the login had ended ({so_far})"
-                    log.warning("%s: no login of %s to %s: %s", channel, name, target or "discovery", why)
+                    channel.log(name, target).warning(
+                        "%s: no login of %s to %s: %s", channel, name, target or "discovery", why
+                    )
                 channel.fail(name, target, "", why)
         elif not session.ended:  # the end of a session is told once, by whoever is told of it
-            log.info("%s: connection of %s closed: %s", channel, session.initiator_name, reason)
+            channel.log().info("%s: connection of %s closed: %s", channel, session.initiator_name, reason)
 
     def _tick(self) -> None:
         now = self.loop.time()
@@ -750,7 +773,7 @@ class Server:
         for address in list(self.listeners):
             self.unlisten(address)
         for channel in list(self.channels):
-            channel.drop("shutdown")
+            channel.drop(End(EndReason.STOPPED, "shutdown"))
 
 
 def _without(out: list[Buffer], count: int) -> list[Buffer]:

@@ -1,8 +1,10 @@
 """Log lines as text or JSON, with the fields that tell whose they are.
 
-A line about a connection names it, its initiator and the task: ``bind(log, connection=3, …)`` gives a
-logger that adds them to each line, and ``bind`` again adds more. What a peer chose (a name, a key) may
-hold anything, so control characters are escaped: one record is one line, but for a traceback in text.
+A line about a connection names it (by its number in its process), its initiator and its target; one about a
+command its LUN and task tag. ``bind(log, connection=3, …)`` gives a logger that adds them to each line, and
+``bind`` again adds more; what knows nothing of this module gives them as ``extra``. What a peer chose (a
+name, a key) may hold anything, so control characters are escaped: one record is one line, but for a traceback
+in text.
 
 Secrets do not get here. Whoever logs a thing that holds one must leave it out; ``REDACTED`` below is
 only the net under the rope.

@@ -10,6 +10,7 @@ import os
 from struct import Struct
 
 from protocol.connection import Connection
+from protocol.events import End
 from protocol.session import Session, SessionTable
 
 __all__ = ["SessionQuota", "SharedSessions", "make_file"]
@@ -78,6 +79,6 @@ class SharedSessions(SessionTable):
     def has_room(self) -> bool:
         return self._seats.take(self.normal_count(), self.max_sessions)
 
-    def end(self, session: Session, reason: str, *, notice: bool = False) -> None:
+    def end(self, session: Session, reason: End, *, notice: bool = False) -> None:
         super().end(session, reason, notice=notice)
         self._seats.put(self.normal_count())

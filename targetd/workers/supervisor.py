@@ -24,6 +24,7 @@ from typing import Any
 
 from protocol.access import Refusal
 from protocol.enums import LoginStatus
+from protocol.events import End, EndReason
 from targetd.config import (
     WHOLE,
     ConfigError,
@@ -334,7 +335,7 @@ class Supervisor(Owner):
             return
         owner = self._shares.targets.get(target_id)
         if owner is None or not self._members[owner].up.is_set():  # since it was asked; it comes again
-            channel.drop("the target is not there any more")
+            channel.drop(End(EndReason.TARGET_MOVED, "the target is not there any more"))
             return
         number = next(self._numbers)
         descriptor = channel.leave()

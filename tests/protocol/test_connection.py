@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from protocol import bhs
 from protocol.connection import Phase
 from protocol.enums import RESERVED_TAG, AsyncEvent, RejectReason, SnackType
+from protocol.events import End, EndReason
 from protocol.limits import MAX_IMMEDIATE_TASKS, PING_PATIENCE
 from tests import cdbs
 from tests.initiator import Initiator, MemoryPeer, Rejected, SessionState
@@ -258,7 +259,7 @@ def test_time_in_which_nobody_listened_counts_for_no_limit() -> None:
     connection_of(inside_pdu).nop_interval_s = 0
     inside_pdu.send(inside_pdu.initiator.nop_out(b"x")[:50])
     target.pass_time(21)
-    connection_of(asked).request_logout(10, "maintenance")
+    connection_of(asked).request_logout(10, End(EndReason.ADMINISTRATOR, "maintenance"))
     connection_of(new).request_negotiation(10)
     connections = [connection_of(peer) for peer in (inside_pdu, pinged, asked, new)]
     target.now += 1000
@@ -425,8 +426,8 @@ def test_an_initiator_that_is_asked_to_log_out_and_does_not_is_dropped() -> None
     target = MemoryTarget()
     peer = target.logged_in()
     connection = connection_of(peer)
-    connection.request_logout(5, "shutdown")
-    connection.request_logout(9, "again")
+    connection.request_logout(5, End(EndReason.STOPPED, "shutdown"))
+    connection.request_logout(9, End(EndReason.STOPPED, "again"))
     message = peer.wait_for_async().expect(bhs.AsyncMessage)
     assert (message.async_event, message.parameter3) == (AsyncEvent.LOGOUT_REQUEST, 5)
     assert peer.command(cdbs.read10(0, 1), read=512).good

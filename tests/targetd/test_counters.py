@@ -9,7 +9,7 @@ import pytest
 from protocol.scsi.device import LogicalUnit
 from protocol.session import Session
 from targetd.interface import LATENCY_BOUNDS_S
-from targetd.net.counters import Counters, LatencyCounter, command_name, kind_of_end, login_status_name
+from targetd.net.counters import Counters, LatencyCounter, command_name, login_status_name
 
 
 @pytest.mark.parametrize(
@@ -83,20 +83,6 @@ def test_units_are_forgotten_with_what_was_counted_for_them() -> None:
 )
 def test_commands_go_by_few_names(opcode: int, name: str) -> None:
     assert command_name(opcode) == name
-
-
-@pytest.mark.parametrize(
-    ("reason", "kind"),
-    [
-        ("logout", "logout"),
-        ("the initiator closed the connection", "closed_by_initiator"),
-        ("no answer to NOP-In for 40 s (iscsi_nopinint)", "ping_timeout"),
-        ("login refused: no target iqn.x", "login_refused"),
-        ("Connection reset by peer", "error"),
-    ],
-)
-def test_connections_end_in_few_ways(reason: str, kind: str) -> None:
-    assert kind_of_end(reason) == kind
 
 
 def test_a_login_status_has_its_name() -> None:
