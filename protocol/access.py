@@ -63,6 +63,8 @@ class Grant:
     """IANA numbers the policy allows; the initiator's order decides (RFC 7143 §12.1.3)."""
     queue_depth: int = 32
     """Commands in the window: MaxCmdSN = ExpCmdSN + queue_depth - 1."""
+    r2ts: int = 32
+    """R2Ts that may be open on one connection, over all its writes; one is always."""
     target: object = None
     """The owner's own handle of the target; the protocol does not look inside."""
 

@@ -37,8 +37,8 @@ class WriteTransfers:
     """The writes of one connection in full feature phase."""
 
     __slots__ = (
-        "_allotted", "_lingering", "_placed", "_queue", "bursts", "connection", "forgotten", "keep_early",
-        "session",
+        "_allotted", "_lingering", "_placed", "_queue", "_wanting", "bursts", "connection", "forgotten",
+        "keep_early", "r2ts", "session",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +54,8 @@ class WriteTransfers:
         self.connection = connection
         self.session = session
         self.keep_early = keep_early
+        self.r2ts = max(session.grant.r2ts, 1)
+        """How many may be in ``bursts``."""
         self.bursts: dict[int, Burst] = {}
         """Target Transfer Tag → the R2T it belongs to."""
         self.forgotten: deque[int] = deque(maxlen=REMEMBERED_TAGS)
@@ -65,6 +67,8 @@ class WriteTransfers:
         """Bytes of buffers of large writes."""
         self._queue: dict[Task, None] = {}
         """Those that wait for theirs, in order."""
+        self._wanting: dict[Task, None] = {}
+        """Those that want an R2T when another one is answered, in order."""
         self._lingering: list[Task] = []
         """Aborted, while a worker has their data in hand."""
 
@@ -85,6 +89,7 @@ class WriteTransfers:
     def release(self, task: Task) -> None:
         """The data of a write is needed no more."""
         self._queue.pop(task, None)
+        self._wanting.pop(task, None)
         transfer = task.transfer
         if transfer is not None and transfer.allotted and task not in self._lingering:
             self._allotted -= transfer.allotted
@@ -156,6 +161,8 @@ class WriteTransfers:
 
     def advance(self, task: Task) -> None:
         """Ask for more, or finish, as the transfer stands."""
+        if self._wanting:
+            self._wanting.pop(task, None)
         transfer = task.transfer
         assert transfer is not None
         keys = self.session.keys
@@ -165,6 +172,8 @@ class WriteTransfers:
             return
         if not transfer.draining:
             while transfer.asked < transfer.need and len(transfer.bursts) < keys.max_outstanding_r2t:
+                if not self.may_ask(task):
+                    return
                 length = min(keys.max_burst_length, transfer.need - transfer.asked)
                 self.ask(task, transfer.asked, length)
                 transfer.asked += length
@@ -177,6 +186,22 @@ class WriteTransfers:
         else:
             task.data_out = transfer.buffer
             self.connection.events.append(task)
+
+    def may_ask(self, task: Task) -> bool:
+        """Whether there may be one R2T more on this connection; if not, the task is asked again when there
+        may."""
+        if len(self.bursts) < self.r2ts:
+            return True
+        self._wanting[task] = None
+        return False
+
+    def _serve_wanting(self) -> None:
+        """R2Ts were answered or given up."""
+        while self._wanting and len(self.bursts) < self.r2ts and not self.connection.closing:
+            task = next(iter(self._wanting))
+            del self._wanting[task]
+            self.advance(task)
+            self.connection.sessions.stirred.add(self.connection)
 
     def ask(self, task: Task, start: int, length: int) -> bytes:
         """Send an R2T for these bytes; returns its header."""
@@ -208,6 +233,8 @@ class WriteTransfers:
             if burst.offset != burst.end and transfer.fault is None:
                 transfer.fault = Sense.INCORRECT_AMOUNT_OF_DATA
         self.advance(task)
+        if self._wanting:
+            self._serve_wanting()
 
     def forget(self, task: Task) -> None:
         """The task is no more: its late Data-Out is dropped silently."""
@@ -224,6 +251,8 @@ class WriteTransfers:
             # for the cycle collector, and a peer that aborts as fast as it writes would fill the memory.
             transfer.bursts.clear()
             transfer.unsolicited = None
+            self._wanting.pop(task, None)
+            self._serve_wanting()
 
     def disown(self, task: Task) -> None:
         """The task goes on on another connection: what still comes for it here belongs to nothing."""
@@ -231,6 +260,7 @@ class WriteTransfers:
             for burst in task.transfer.bursts:
                 self.bursts.pop(burst.target_transfer_tag, None)
             self.release(task)
+            self._serve_wanting()
 
     # -- Data-Out PDUs ------------------------------------------------------------------------
 

@@ -48,10 +48,11 @@ class RecoveringWrites(WriteTransfers):
 
     def advance(self, task: Task) -> None:
         """What is missing comes first."""
+        self._wanting.pop(task, None)
         transfer = task.transfer
         assert transfer is not None
         if transfer.missing and transfer.unsolicited is None and not transfer.draining:
-            if not transfer.bursts:
+            if not transfer.bursts and self.may_ask(task):
                 start, end = transfer.missing.pop(0)
                 length = min(end - start, self.session.keys.max_burst_length)
                 transfer.missing[:0] = [(start + length, end)] if start + length < end else []

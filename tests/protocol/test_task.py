@@ -1,6 +1,7 @@
 """Data transfer: immediate, unsolicited and solicited data, residuals (RFC 7143 §4.2.5, §11.3 to §11.8)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -430,6 +431,75 @@ def test_a_damaged_header_ends_the_connection() -> None:
     assert peer.pending() == []
     assert "digest" in connection_of(peer).closing
     assert content(target, 0, 512) == OLD * 512
+
+
+# -- R2Ts of a connection ---------------------------------------------------------------------------
+
+
+def waiting_writes(target: MemoryTarget, count: int, keys: dict[str, str]) -> tuple[MemoryPeer, list[Task]]:
+    """Writes of 4 KiB in bursts of 1 KiB, of which none is answered yet."""
+    short = {"MaxBurstLength": "1024", "FirstBurstLength": "512", "InitialR2T": "Yes", "ImmediateData": "No"}
+    peer = target.logged_in(keys={**short, **keys})
+    peer.answer_r2ts = False
+    tasks = [
+        peer.send_command(cdbs.write10(8 * n, 8), pattern(4096), immediate_data=0, unsolicited=0)
+        for n in range(count)
+    ]
+    return peer, tasks
+
+
+@pytest.mark.parametrize("level", ["0", "1", "2"])
+@pytest.mark.parametrize("limit", [0, 1, 2, 5, 100])
+def test_r2ts_are_counted_over_all_writes_of_a_connection(limit: int, level: str) -> None:
+    """Every write gets its data in the end, and is carried out once."""
+    target = filled(max_outstanding_r2t=3, error_recovery_level=2)
+    target.access.grant = replace(target.access.grant, r2ts=limit)
+    keys = {"MaxOutstandingR2T": "3", "ErrorRecoveryLevel": level}
+    peer, tasks = waiting_writes(target, 6, keys)
+    writes = connection_of(peer).writes
+    ended: dict[int, int] = {}
+    most = 0
+    open_r2ts: list[bhs.ReadyToTransfer] = []
+    while True:
+        for pdu in peer.pending():
+            if isinstance(pdu.header, bhs.ReadyToTransfer):
+                open_r2ts.append(pdu.header)
+            else:
+                header = pdu.expect(bhs.ScsiResponse)
+                ended[header.initiator_task_tag] = header.status
+        most = max(most, len(open_r2ts))
+        assert len(open_r2ts) == len(writes.bursts)
+        if not open_r2ts:
+            break
+        r2t = open_r2ts.pop(0)
+        at = r2t.buffer_offset
+        peer.send(
+            peer.initiator.data_out(
+                pattern(4096)[at : at + r2t.desired_data_transfer_length],
+                tag=r2t.initiator_task_tag, offset=at, data_sn=0, final=True,
+                transfer_tag=r2t.target_transfer_tag,
+            )
+        )  # fmt: skip
+    per_task = 1 if level != "0" else 3
+    assert most == min(max(limit, 1), 6 * per_task)
+    assert ended == dict.fromkeys((task.tag for task in tasks), 0)
+    assert content(target, 0, 6 * 4096) == pattern(4096) * 6
+    assert not writes._wanting
+
+
+def test_an_aborted_write_leaves_its_r2ts_to_those_that_wait() -> None:
+    target = filled(max_outstanding_r2t=1)
+    target.access.grant = replace(target.access.grant, r2ts=1)
+    peer, (first, second, third) = waiting_writes(target, 3, {})
+    assert peer.wait_for_r2t(first)
+    assert (
+        peer.task_management(TaskManagementFunction.ABORT_TASK, referenced_task_tag=second.tag) == 0
+    )  # one that waits
+    assert peer.task_management(TaskManagementFunction.ABORT_TASK, referenced_task_tag=first.tag) == 0
+    assert peer.wait_for_r2t(third)
+    assert [burst.task.initiator_task_tag for burst in connection_of(peer).writes.bursts.values()] == [
+        third.tag
+    ]
 
 
 # -- residuals --------------------------------------------------------------------------------------
