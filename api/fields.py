@@ -9,6 +9,7 @@ from typing import Final
 
 from api.schema import Declaration, Field, as_nullable
 from targetd.config import (
+    DIGESTS,
     GLOBALS,
     AuthCredential,
     Extent,
@@ -43,6 +44,13 @@ _METHODS: Final = "None, Auto, CHAP or CHAP Mutual"
 
 def _rpm(text: str) -> str:
     return _RPM_SPELLINGS.get(text.lower(), text)
+
+
+def _digest(text: str) -> str:
+    """In any case and order, with commas or without."""
+    words = text.replace(",", " ").lower().split()
+    spelled = "header data" if sorted(words) == ["data", "header"] else " ".join(words)
+    return next((choice for choice in DIGESTS if choice.lower() == spelled), text)
 
 
 def _size(text: str) -> str:
@@ -121,7 +129,7 @@ GLOBAL_CONFIGURATION: Final = Declaration(
         Field(
             attribute="r2t",
             wire="iscsi_r2t",
-            help_text="R2Ts sent ahead for queued writes, per connection; 0 = none ahead.",
+            help_text="R2Ts open on one connection at a time, over all its writes; 0 = 1. For new sessions.",
         ),
         Field(
             attribute="max_outstanding_r2t",
@@ -452,7 +460,10 @@ TARGET: Final = Declaration(
         Field(
             attribute="initial_digest",
             wire="iscsi_target_initialdigest",
-            help_text="Kept and shown; both digests are always negotiable.",
+            help_text="Digests of logins: Header, Data or Header Data demands CRC32C for them, None allows "
+            "none, Auto leaves both to the initiator. For grants that say Auto. CHAP and CHAP Mutual, which "
+            "FreeNAS' documents have here, are Auto.",
+            convert=_digest,
         ),
         Field(
             attribute="queue_depth",
@@ -511,7 +522,9 @@ TARGET_GROUP: Final = Declaration(
         Field(
             attribute="initial_digest",
             wire="iscsi_target_initialdigest",
-            help_text="Kept and shown; both digests are always negotiable.",
+            help_text="Digests of logins by this grant: Header, Data or Header Data demands CRC32C for them, "
+            "None allows none; Auto, CHAP and CHAP Mutual leave it to the target's.",
+            convert=_digest,
         ),
     ),
 )

@@ -309,9 +309,15 @@ class Negotiator:
             length = self._offer.max_recv_data_segment_length
             self.connection.max_recv_data_segment_length_target = length
             said.append(("MaxRecvDataSegmentLength", str(length)))
-        if self._leading and not self._discovery:
-            for name in ("ImmediateData", "MaxBurstLength", "FirstBurstLength"):
+        if not self._discovery:
+            lengths = ("ImmediateData", "MaxBurstLength", "FirstBurstLength") if self._leading else ()
+            for name in (*(name for name, _ in self._demanded()), *lengths):
                 key = KEYS[name]
+                if key.kind == "list":
+                    if name not in self._settled:
+                        self._asked.add(name)
+                        said.append((name, self._ours(key)[0]))
+                    continue
                 ours = self._ours(key)
                 default = getattr(self.session, key.attribute)
                 assert key.settle is not None
@@ -319,6 +325,14 @@ class Negotiator:
                     self._asked.add(name)
                     said.append((name, _write(ours)))
         return said
+
+    def _demanded(self) -> list[tuple[str, bool]]:
+        """Digests that we do not do without, and whether they are agreed to."""
+        digests = (
+            ("HeaderDigest", self._offer.header_digests, self.connection.header_digest),
+            ("DataDigest", self._offer.data_digests, self.connection.data_digest),
+        )
+        return [(name, agreed) for name, ours, agreed in digests if "None" not in ours]
 
     @property
     def waiting(self) -> bool:
@@ -334,8 +348,12 @@ class Negotiator:
 
         Raises:
             ProtocolViolation: it does exceed by both sides' own word; or a length that nobody spoke of, so
-                that its default holds, is more than we are configured to take.
+                that its default holds, is more than we are configured to take; or a digest that is demanded
+                was not agreed to.
         """
+        for name, agreed in self._demanded():
+            if not agreed:
+                raise _violation(f"{name}=CRC32C is demanded here, and was not agreed to")
         keys = self.session
         if self._leading and not self._discovery and not self._finished:  # the stage was never entered
             for name in ("MaxBurstLength", "FirstBurstLength"):

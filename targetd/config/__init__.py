@@ -78,6 +78,7 @@ from targetd.config.parsing import (
 from targetd.config.resources import (
     BLOCK_SIZES,
     COLLECTIONS,
+    DIGESTS,
     GLOBALS,
     MAX_LENGTH,
     MAX_LUN,
@@ -107,6 +108,7 @@ from targetd.config.validation import MAX_NAME_BYTES, validate
 __all__ = [
     "BLOCK_SIZES",
     "COLLECTIONS",
+    "DIGESTS",
     "EVERYBODY",
     "GLOBALS",
     "INVALID_CHOICE",

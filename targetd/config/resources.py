@@ -22,6 +22,7 @@ from targetd.config.versioned import VersionedMap
 __all__ = [
     "BLOCK_SIZES",
     "COLLECTIONS",
+    "DIGESTS",
     "GLOBALS",
     "MAX_LENGTH",
     "MAX_LUN",
@@ -70,6 +71,10 @@ MAX_TAG = 2**31 - 1
 MAX_LENGTH = 2**24 - 1
 """The largest burst or segment (RFC 7143 §13.12 to §13.14)."""
 BLOCK_SIZES = (512, 1024, 2048, 4096)
+DIGESTS = ("Auto", "None", "Header", "Data", "Header Data", "CHAP", "CHAP Mutual")
+"""Which digests a login must or may agree to, in istgt's words: those named are demanded; Auto: both as the
+initiator likes; None: neither. The last two stand in FreeNAS' documents, where the text of the field for
+authentication was copied, and are as good as Auto."""
 RPMS = ("Unknown", "SSD", "5400", "7200", "10000", "15000")
 
 
@@ -272,8 +277,8 @@ class Target:
     serial_given: bool = False
     type: Annotated[str, OneOf(("Disk",))] = "Disk"
     flags: Literal["rw", "ro"] = "rw"
-    initial_digest: Annotated[str, Text(max_length=120)] = "Auto"
-    """Stored and echoed, never used (api-semantics §5.5)."""
+    initial_digest: Annotated[str, OneOf(DIGESTS)] = "Auto"
+    """For grants that leave it open (§7.2)."""
     queue_depth: Annotated[int, Range(0, 255)] = 32
     logical_block_size: Annotated[int, OneOf(BLOCK_SIZES)] = 512
     mode: Literal["iscsi", "fc", "both"] = "iscsi"
@@ -296,7 +301,7 @@ class TargetGroup:
     auth_method: AuthChoice = "None"
     auth_group: Annotated[int | None, Range(1, MAX_TAG), AuthTag("auth_method")] = None
     """The tag of the credentials."""
-    initial_digest: Annotated[str, Text(max_length=120)] = "Auto"
+    initial_digest: Annotated[str, OneOf(DIGESTS)] = "Auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ groups whose portal is the one the connection came in on are asked in the order 
 
 import ipaddress
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from protocol import names
 from protocol.access import Credential, Grant, Offer, Refusal, TargetList
@@ -40,6 +40,9 @@ METHODS: dict[AuthChoice, AuthMethod] = {
     "CHAP Mutual": AuthMethod.CHAP | AuthMethod.CHAP_MUTUAL,
 }
 """The API's word → what an initiator may choose (api-semantics §7.3)."""
+
+DECIDING = frozenset(("None", "Header", "Data", "Header Data"))
+"""Values of ``initial_digest`` that leave less than everything to the initiator."""
 
 CHAP_NUMBERS: dict[ChapAlgorithm, int] = {"MD5": 5, "SHA1": 6, "SHA256": 7, "SHA3-256": 8}
 """IANA's PPP authentication algorithms, from the weakest to the strongest."""
@@ -126,7 +129,12 @@ class PortalAuthorizer:
         credentials = credentials_of(config, group.auth_method, group.auth_group)
         return Grant(
             methods=_methods(group.auth_method, credentials),
-            offer=_offer(config, target.error_recovery_level),
+            offer=replace(
+                _offer(config, target.error_recovery_level),
+                header_digests=_digests("Header", target, group),
+                data_digests=_digests("Data", target, group),
+            ),
+            r2ts=config.globals.r2t,
             target_portal_group_tag=self._portal_id,
             target_name=target_name.lower(),
             target_alias=target.alias or "",
@@ -256,11 +264,21 @@ def _offer(config: Configuration, error_recovery_level: int = 0) -> Offer:
         first_burst_length=g.first_burst_length,
         max_burst_length=g.max_burst_length,
         max_recv_data_segment_length=g.max_recv_data_segment_length,
-        max_outstanding_r2t=min(g.max_outstanding_r2t, g.r2t) or 1,
+        max_outstanding_r2t=g.max_outstanding_r2t,
         default_time2wait=g.default_time2wait,
         default_time2retain=g.default_time2retain,
         error_recovery_level=error_recovery_level,
     )
+
+
+def _digests(which: str, target: Target, group: TargetGroup) -> tuple[str, ...]:
+    """What may be chosen for HeaderDigest or DataDigest: what the grant says, or the target if the grant
+    leaves it open. A digest that is named is demanded; Auto, and what is no word for digests, leaves it to
+    the initiator (§7.2)."""
+    said = next((text for text in (group.initial_digest, target.initial_digest) if text in DECIDING), "Auto")
+    if said == "None":
+        return ("None",)
+    return ("CRC32C",) if which in said.split() else ("CRC32C", "None")
 
 
 def _methods(choice: AuthChoice, credentials: tuple[Credential, ...]) -> AuthMethod:

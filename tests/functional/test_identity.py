@@ -134,3 +134,46 @@ def test_a_name_that_is_none_is_refused_and_the_reason_told(daemon: Daemon, disk
         peer.login(disk.iqn, name, chap=ALICE)
     assert failed.value.status == LoginStatus.INITIATOR_ERROR
     daemon.wait_for_line("is no iSCSI name: it ")
+
+
+CRC_FIRST = {"HeaderDigest": "CRC32C,None", "DataDigest": "CRC32C,None"}
+NONE_FIRST = {"HeaderDigest": "None,CRC32C", "DataDigest": "None,CRC32C"}
+NONE_ONLY = {"HeaderDigest": "None", "DataDigest": "None"}
+
+
+@pytest.mark.parametrize(
+    ("target", "grant", "offers"),
+    [
+        # (HeaderDigest, DataDigest) for who offers CRC32C first, None first, None alone; None: refused
+        ("Auto", "Auto", ("CC", "NN", "NN")),
+        ("None", "Auto", ("NN", "NN", "NN")),
+        ("Header", "Auto", ("CC", "CN", None)),
+        ("Data", "Auto", ("CC", "NC", None)),
+        ("data, header", "Auto", ("CC", "CC", None)),
+        ("Header Data", "None", ("NN", "NN", "NN")),  # what the grant says comes first
+        ("None", "Header", ("CC", "CN", None)),
+        ("Header", "CHAP", ("CC", "CN", None)),  # no word for digests
+    ],
+)
+def test_which_digests_a_login_gets(
+    shared_daemon: Daemon, target: str, grant: str, offers: tuple[str | None, ...]
+) -> None:
+    name = f"digest-{target}-{grant}".lower().replace(",", "").replace(" ", "-")
+    disk = shared_daemon.create_disk(name, "1MB", target={"iscsi_target_initialdigest": target})
+    groups = shared_daemon.expect(200, "GET", "services/iscsi/targetgroup/?limit=0")
+    group = next(each for each in groups if each["iscsi_target"] == disk.target_id)
+    shared_daemon.expect(
+        202, "PUT", f"services/iscsi/targetgroup/{group['id']}/", {"iscsi_target_initialdigest": grant}
+    )
+    for keys, expected in zip((CRC_FIRST, NONE_FIRST, NONE_ONLY), offers, strict=True):
+        with SocketInitiator((HOST, shared_daemon.portal_port)) as peer:
+            if expected is None:
+                with pytest.raises(LoginFailed) as failed:
+                    peer.login(disk.iqn, NAME, keys=keys)
+                assert failed.value.status == LoginStatus.INITIATOR_ERROR
+                continue
+            peer.login(disk.iqn, NAME, keys=keys)
+            chosen = peer.keys["HeaderDigest"][0] + peer.keys["DataDigest"][0]
+            assert chosen == expected
+            assert peer.command(cdbs.read10(0, 1), read=512).status in (0, 2)
+    shared_daemon.delete_disk(disk)

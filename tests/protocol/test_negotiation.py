@@ -254,6 +254,48 @@ def test_a_segment_length_out_of_range_after_ours_cannot_be_answered() -> None:
     refused(negotiation, "MaxRecvDataSegmentLength", "1")
 
 
+# -- digests that are demanded ----------------------------------------------------------------------
+
+CRC, EITHER = ("CRC32C",), ("CRC32C", "None")
+
+
+@pytest.mark.parametrize("leading", [True, False])
+@pytest.mark.parametrize(
+    ("said", "asked", "then", "agreed"),
+    [
+        ("CRC32C", None, None, True),
+        ("None,CRC32C", None, None, True),  # the initiator's first choice is none that we have
+        ("None", None, None, False),
+        ("SHA9", None, None, False),
+        (None, "CRC32C", "CRC32C", True),  # we propose what it left out
+        (None, "CRC32C", None, False),
+    ],
+)
+def test_a_digest_that_is_demanded_is_had_or_there_is_no_login(
+    said: str | None, asked: str | None, then: str | None, agreed: bool, leading: bool
+) -> None:
+    negotiation = negotiator(leading=leading, header_digests=CRC, data_digests=EITHER)
+    if said is not None:
+        negotiation.receive("HeaderDigest", said)
+    assert dict(negotiation.declarations()).get("HeaderDigest") == asked
+    assert negotiation.waiting == (asked is not None)
+    if then is not None:
+        assert negotiation.receive("HeaderDigest", then) is None
+    if agreed:
+        negotiation.finish()
+        assert settled(negotiation)["HeaderDigest"] == "CRC32C"
+    else:
+        with pytest.raises(ProtocolViolation, match="HeaderDigest=CRC32C is demanded"):
+            negotiation.finish()
+
+
+@pytest.mark.parametrize("answer", ["None", "Reject", "NotUnderstood", "Irrelevant"])
+def test_a_demanded_digest_that_is_declined_ends_the_login(answer: str) -> None:
+    negotiation = negotiator(data_digests=CRC)
+    negotiation.declarations()
+    refused(negotiation, "DataDigest", answer)
+
+
 # -- what we propose --------------------------------------------------------------------------------
 
 
