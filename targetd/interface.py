@@ -168,7 +168,7 @@ class Work:
     """Something that takes its time, while it is under way. ``done`` of ``total`` bytes."""
 
     kind: str
-    """``allocate`` (all the space of a file), ``sanitize``, or ``copy`` (a third-party copy)."""
+    """``allocate`` (all the space of a file), ``sanitize``, ``format``, or ``copy`` (a third-party copy)."""
     extent_id: int
     extent: str
     """For a copy: of the unit that carries it out."""

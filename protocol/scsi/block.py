@@ -67,7 +67,8 @@ ABORTED = Outcome(ScsiStatus.TASK_ABORTED)
 """What a long body ends with when it sees that its task is gone; nobody is told."""
 CONDITION_MET = Outcome(ScsiStatus.CONDITION_MET)
 
-FUA = 0x08
+FUA = 0x08 | 0x02
+"""FUA, and FUA_NV, which asks for a cache that outlives power at least: NV_SUP is 0, so the medium it is."""
 IMMED = 0x02
 WRITE_6 = 0x0A
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from protocol.scsi.device import LogicalUnit
 
 __all__ = [
+    "BUFFER_BYTES",
     "ECHO_BYTES",
     "prepare_set_identifying_information",
     "prepare_write_buffer",
@@ -66,7 +67,8 @@ _SELFTEST = 0x04
 def send_diagnostic(unit: "LogicalUnit", request: Request) -> Outcome:
     """SEND DIAGNOSTIC (SPC-4 §6.42): the default self-test, which reads where a medium begins and ends.
 
-    There are no pages to send and no tests that go on in the background: the row refuses both.
+    There are no pages to send (PF with none is no error) and no tests that go on in the background: the row
+    refuses both.
     """
     backend, size = unit.backend, unit.block_size
     if request.cdb[1] & _SELFTEST and backend is not None and unit.blocks:
@@ -253,37 +255,68 @@ def report_timestamp(unit: "LogicalUnit", request: Request) -> Outcome:
 
 ECHO_BYTES = 4096
 """Echo buffer of each nexus: the least that tools test with, times the sessions."""
-_ECHO, _ECHO_DESCRIPTOR = 0x0A, 0x0B
+BUFFER_BYTES = 65536
+"""Data buffer of each unit, shared by all nexuses; it takes memory from the first write on. What tools that
+test a link move at once."""
+_DATA, _DESCRIPTOR, _ECHO, _ECHO_DESCRIPTOR = 0x02, 0x03, 0x0A, 0x0B
+
+
+def _buffer_offset(cdb: bytes) -> int:
+    """BUFFER OFFSET, in the one buffer that there is."""
+    if cdb[2]:  # BUFFER ID
+        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=2)
+    offset = int.from_bytes(cdb[3:6], "big")
+    if offset > BUFFER_BYTES:
+        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=3)
+    return offset
 
 
 def prepare_write_buffer(unit: "LogicalUnit", request: Request) -> None:
-    """WRITE BUFFER: only the echo buffer; it has neither an id nor an offset."""
+    """WRITE BUFFER: into the data buffer (02h), or the echo buffer (0Ah), which has neither id nor offset."""
     cdb = request.cdb
-    if cdb[1] & 0x1F != _ECHO:
+    mode = cdb[1] & 0x1F
+    if mode not in (_DATA, _ECHO):
         raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=1, bit=4)
+    room = BUFFER_BYTES - _buffer_offset(cdb) if mode == _DATA else ECHO_BYTES
     length = parameter_list_length(cdb)
-    if length > ECHO_BYTES:
+    if length > room:
         raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=6)
     request.transfer_length = length
 
 
 def write_buffer(unit: "LogicalUnit", request: Request) -> Outcome:
-    """WRITE BUFFER, write data to echo buffer (SPC-4 §6.49.9): kept for this nexus alone."""
-    unit.echo[request.nexus] = bytes(request.data_out[: request.transfer_length])
+    """WRITE BUFFER (SPC-4 §6.49.4, §6.49.9). The data buffer is the unit's, the echo buffer the nexus's."""
+    data = bytes(request.data_out[: request.transfer_length])
+    if request.cdb[1] & 0x1F == _ECHO:
+        unit.echo[request.nexus] = data
+    elif data:
+        if not unit.buffer:
+            unit.buffer = bytearray(BUFFER_BYTES)
+        offset = _buffer_offset(request.cdb)
+        unit.buffer[offset : offset + len(data)] = data
     return GOOD
 
 
 def read_buffer(unit: "LogicalUnit", request: Request) -> Outcome:
-    """READ BUFFER, echo buffer and its descriptor (SPC-4 §6.23.6, §6.23.7)."""
-    mode = request.cdb[1] & 0x1F
-    if mode == _ECHO_DESCRIPTOR:
-        return Outcome(data_in=cut(b"\0\0" + ECHO_BYTES.to_bytes(2, "big"), request.cdb))
-    if mode != _ECHO:
+    """READ BUFFER: data, echo buffer, and the descriptor of each (SPC-4 §6.23.4 to §6.23.7)."""
+    cdb = request.cdb
+    mode = cdb[1] & 0x1F
+    if mode == _DATA:
+        offset = _buffer_offset(cdb)
+        data = bytes(unit.buffer[offset:]) if unit.buffer else bytes(BUFFER_BYTES - offset)
+    elif mode == _DESCRIPTOR:
+        # OFFSET BOUNDARY 0: any byte; a buffer that is not there has a descriptor of zeros
+        data = bytes(4) if cdb[2] else b"\0" + BUFFER_BYTES.to_bytes(3, "big")
+    elif mode == _ECHO_DESCRIPTOR:
+        data = b"\0\0" + ECHO_BYTES.to_bytes(2, "big")
+    elif mode == _ECHO:
+        echo = unit.echo.get(request.nexus)
+        if echo is None:
+            raise CheckCondition(Sense.COMMAND_SEQUENCE_ERROR)
+        data = echo
+    else:
         raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=1, bit=4)
-    data = unit.echo.get(request.nexus)
-    if data is None:
-        raise CheckCondition(Sense.COMMAND_SEQUENCE_ERROR)
-    return Outcome(data_in=cut(data, request.cdb))
+    return Outcome(data_in=cut(data, cdb))
 
 
 # -- the medium comes and goes (SBC-3 §5.25, SPC-4 §6.22) ----------------------------------------------

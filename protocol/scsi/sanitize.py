@@ -4,9 +4,9 @@ An operation is a small record that is kept before it starts and forgotten when 
 resets, lost sessions and restarts of the daemon: ``resume`` begins it again. While it runs, or after it has
 failed, every unit that shows the extent is locked, and the lock is the ``Operation`` itself.
 
-Nothing encrypts here, so CRYPTOGRAPHIC ERASE erases blocks: what it promises, that nothing written before can
-be read back, holds. BLOCK ERASE unmaps; only OVERWRITE writes every block in place. What a host file system
-does underneath (snapshots, copy on write) no target can undo.
+Nothing encrypts here, so CRYPTOGRAPHIC ERASE erases blocks: what it promises, that nothing written before
+can be read back, holds. BLOCK ERASE unmaps, or zeroes what keeps its space; only OVERWRITE writes every
+block in place. What a host file system does underneath (snapshots, copy on write) no target can undo.
 
 Source: SBC-3 r36 §4.11, §5.24.
 """
@@ -36,6 +36,7 @@ __all__ = [
     "Operation",
     "Plan",
     "begin",
+    "check_idle",
     "exit_failure_mode",
     "prepare_sanitize",
     "resume",
@@ -57,8 +58,9 @@ _STEPS = 64
 
 
 class Action(IntEnum):
-    """Service actions of SANITIZE (SBC-3 table 96)."""
+    """Service actions of SANITIZE (SBC-3 table 96), and FORMAT UNIT, which works in the same way."""
 
+    FORMAT = 0x00
     OVERWRITE = 0x01
     BLOCK_ERASE = 0x02
     CRYPTOGRAPHIC_ERASE = 0x03
@@ -78,7 +80,7 @@ class Plan:
     unrestricted: bool
     """AUSE: a failure may be left by EXIT FAILURE MODE."""
     pattern: bytes = b""
-    """OVERWRITE: what fills each block."""
+    """OVERWRITE: what fills each block. FORMAT: the same, or nothing, and the blocks are given back."""
     passes: int = 1
     invert: bool = False
     failed: bool = False
@@ -122,7 +124,7 @@ class Operation:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.least_s = OVERWRITE_SECONDS
+        self.least_s = 0.0 if plan.action == Action.FORMAT else OVERWRITE_SECONDS
         self.total = 1
         self.done = 0
         """Of ``total`` bytes; written by the worker, read by everybody."""
@@ -130,30 +132,44 @@ class Operation:
         """The daemon is closing: give up; the kept record begins again at the next start."""
 
     def __call__(self) -> CheckCondition:
-        """Why the unit refuses a command: SANITIZE IN PROGRESS with its progress, or SANITIZE FAILED."""
+        """Why the unit refuses a command: it is IN PROGRESS, with how far it is, or it has failed."""
         if self.plan.failed:
-            return CheckCondition(Sense.SANITIZE_COMMAND_FAILED)
-        return CheckCondition(Sense.SANITIZE_IN_PROGRESS, progress=self.done * 0xFFFF // self.total)
+            return CheckCondition(self.failure)
+        under_way = Sense.FORMAT_IN_PROGRESS if self.formats else Sense.SANITIZE_IN_PROGRESS
+        return CheckCondition(under_way, progress=self.done * 0xFFFF // self.total)
 
-    def work(self, backend: Backend, size_bytes: int, block_size: int) -> bool:
-        """Do it, on a worker; False: stopped before the end.
+    @property
+    def formats(self) -> bool:
+        """It is a FORMAT UNIT."""
+        return self.plan.action == Action.FORMAT
+
+    @property
+    def name(self) -> str:
+        """For the log."""
+        return "FORMAT UNIT" if self.formats else "SANITIZE"
+
+    @property
+    def failure(self) -> Sense:
+        """What the unit answers after it has failed."""
+        return Sense.MEDIUM_FORMAT_CORRUPTED if self.formats else Sense.SANITIZE_COMMAND_FAILED
+
+    def work(self, backend: Backend, size_bytes: int, block_size: int, thin: bool) -> bool:
+        """Do it, on a worker; False: stopped before the end. ``thin``: what is erased may be given back.
 
         Raises:
             OSError: the medium failed.
         """
-        if self.plan.action == Action.OVERWRITE:
+        if self.plan.action == Action.OVERWRITE or (self.formats and any(self.plan.pattern)):
             finished = self._overwrite(backend, size_bytes, block_size)
         else:
-            finished = self._erase(backend, size_bytes)
+            finished = self._erase(backend, size_bytes, thin)
         if finished:
             backend.flush()
         return finished
 
-    def _erase(self, backend: Backend, size_bytes: int) -> bool:
-        capabilities = backend.capabilities
-        clear = (
-            backend.unmap if capabilities.unmap and capabilities.unmap_reads_zero else backend.write_zeroes
-        )
+    def _erase(self, backend: Backend, size_bytes: int, thin: bool) -> bool:
+        able = backend.capabilities
+        clear = backend.unmap if thin and able.unmap and able.unmap_reads_zero else backend.write_zeroes
         self.total = max(1, size_bytes)
         for offset, length in pieces(0, size_bytes, SPACE_CHUNK_BYTES):
             if self.stopped.is_set():
@@ -193,7 +209,7 @@ def prepare_sanitize(unit: "LogicalUnit", request: Request) -> None:
     length = int.from_bytes(request.cdb[7:9], "big")
     action = request.cdb[1] & 0x1F
     if action != Action.EXIT_FAILURE_MODE:
-        _check_idle(unit)
+        check_idle(unit)
         set_range(unit, request, 0, unit.blocks)
     if action == Action.OVERWRITE:
         if not _HEADER_BYTES < length <= _HEADER_BYTES + unit.block_size:
@@ -203,7 +219,7 @@ def prepare_sanitize(unit: "LogicalUnit", request: Request) -> None:
     request.transfer_length = length
 
 
-def _check_idle(unit: "LogicalUnit") -> None:
+def check_idle(unit: "LogicalUnit") -> None:
     """Nothing has the unit locked, unless it is an operation that failed."""
     under_way = unit.locked
     if under_way is not None and not (isinstance(under_way, Operation) and under_way.plan.failed):
@@ -232,7 +248,7 @@ def _plan(unit: "LogicalUnit", request: Request) -> Plan:
 def sanitize(unit: "LogicalUnit", request: Request) -> Outcome | None:
     """OVERWRITE, BLOCK ERASE, CRYPTOGRAPHIC ERASE. With IMMED it is answered when it has been kept, else when
     it is done; either way nothing that happens to the command or its session stops it."""
-    _check_idle(unit)  # another may have begun since this one was let in
+    check_idle(unit)  # another may have begun since this one was let in
     medium(unit)
     immediate = bool(request.cdb[1] & _IMMED)
 
@@ -269,7 +285,9 @@ def begin(
 
     def kept(error: Exception | None) -> None:
         if error is not None:
-            log.error("%s: SANITIZE could not be stored, and is not begun: %s", unit.config.name, error)
+            log.error(
+                "%s: %s could not be stored, and is not begun: %s", unit.config.name, operation.name, error
+            )
             _lock(unit, None)
         else:
             _start(unit, operation, ended)
@@ -285,6 +303,8 @@ def exit_failure_mode(unit: "LogicalUnit", request: Request) -> Outcome | None:
         return GOOD
     if not isinstance(operation, Operation) or not operation.plan.failed:
         raise operation()
+    if operation.formats:
+        raise operation()  # only another format, or a SANITIZE, ends that
     if not operation.plan.unrestricted:
         raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=1, bit=4)
 
@@ -360,14 +380,17 @@ def _start(unit: "LogicalUnit", operation: Operation, ended: Callable[[Outcome],
     assert backend is not None
     size_bytes = unit.blocks * unit.block_size
     block_size = unit.block_size
+    thin = unit.config.thin
 
     def work() -> Outcome:
         try:
-            finished = operation.work(backend, size_bytes, block_size)
+            finished = operation.work(backend, size_bytes, block_size, thin)
         except OSError as error:
-            log.error("%s: SANITIZE failed: %s", unit.config.name, error)
+            log.error("%s: %s failed: %s", unit.config.name, operation.name, error)
             operation.plan = replace(operation.plan, failed=True)
-            return unit.check(CheckCondition(Sense.SANITIZE_COMMAND_FAILED))
+            return unit.check(
+                CheckCondition(Sense.FORMAT_COMMAND_FAILED if operation.formats else operation.failure)
+            )
         return GOOD if finished else unit.check(operation())
 
     def done(outcome: Outcome) -> None:
@@ -377,7 +400,9 @@ def _start(unit: "LogicalUnit", operation: Operation, ended: Callable[[Outcome],
 
         def kept(error: Exception | None) -> None:
             if error is not None:
-                log.error("%s: the end of SANITIZE could not be stored: %s", unit.config.name, error)
+                log.error(
+                    "%s: the end of %s could not be stored: %s", unit.config.name, operation.name, error
+                )
             if not failed:
                 _lock(unit, None)
             if ended is not None:

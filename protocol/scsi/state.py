@@ -88,6 +88,8 @@ class UnitState(TaskSet):
         self._scarce = False
         self.echo: dict[Nexus, bytes] = {}
         """Echo buffer of each nexus (WRITE BUFFER)."""
+        self.buffer = bytearray()
+        """Data buffer of the unit (WRITE BUFFER); empty until somebody writes to it, then whole."""
         self.load_cycles = 0
         """Times the medium was loaded by START STOP UNIT."""
         self.commands = [0] * 256
@@ -340,6 +342,7 @@ class UnitState(TaskSet):
         for unit in self.showing:
             dropped += unit._drop_all(list(unit.tasks))
             unit.prevented_by.clear()
+            unit.buffer = bytearray()
             unit.set_mode(self.saved_mode)
             unit.raise_attention(kind.value)
         return self._tell(dropped, origin)

@@ -13,6 +13,7 @@ from protocol.scsi import (
     block,
     compare,
     control,
+    format_unit,
     inquiry,
     log,
     mode,
@@ -121,13 +122,14 @@ _capacity = partial(_in, needs=MEDIUM)
 
 ROWS: tuple[Command, ...] = (
     # -- SPC-4 -----------------------------------------------------------------------------------
-    _row("TEST UNIT READY", "000000000000", control.test_unit_ready, needs=MEDIUM),
-    _exempt("REQUEST SENSE", "03010000FF00", control.request_sense),
-    _exempt("INQUIRY", "1201FFFFFF00", inquiry.inquiry),
-    # DEVOFFL and UNITOFFL allow more than is done
+    # The high bits of byte 1 of these three are the LUN of SCSI-2, which NetBSD sends until it knows better.
+    _row("TEST UNIT READY", "00E000000000", control.test_unit_ready, needs=MEDIUM),
+    _exempt("REQUEST SENSE", "03E10000FF00", control.request_sense),
+    _exempt("INQUIRY", "12E1FFFFFF00", inquiry.inquiry),
+    # PF says how pages are laid out, and there are none; DEVOFFL and UNITOFFL allow more than is done
     _row(
         "SEND DIAGNOSTIC",
-        "1D0700000000",
+        "1D1700000000",
         control.send_diagnostic,
         needs=MEDIUM,
         runs=Runs.WORKER,
@@ -145,8 +147,8 @@ ROWS: tuple[Command, ...] = (
         access=Access.PREVENT,
         offered=_removable,
     ),
-    _out("WRITE BUFFER", "3B1F00000000FFFFFF00", control.write_buffer, prepare=control.prepare_write_buffer),
-    _inspect("READ BUFFER", "3C1F00000000FFFFFF00", control.read_buffer),
+    _out("WRITE BUFFER", "3B1FFFFFFFFFFFFFFF00", control.write_buffer, prepare=control.prepare_write_buffer),
+    _inspect("READ BUFFER", "3C1FFFFFFFFFFFFFFF00", control.read_buffer),
     _in("LOG SENSE", "4D00FFFF00FFFFFFFF00", log.log_sense, runs=Runs.NOWAIT, nowait=log.log_sense_nowait),
     _exempt("REPORT LUNS", "A000FF000000FFFFFFFF0000", control.report_luns),
     _in(
@@ -247,16 +249,16 @@ ROWS: tuple[Command, ...] = (
     ),
     # -- SBC-3: reading and writing --------------------------------------------------------------
     _read("READ(6)", "081FFFFFFF00", block.read, prepare=block.prepare_rw6),
-    _read("READ(10)", "2818FFFFFFFF1FFFFF00", block.read),
-    _read("READ(12)", "A818FFFFFFFFFFFFFFFF1F00", block.read),
-    _read("READ(16)", "8818FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.read),
+    _read("READ(10)", "281AFFFFFFFF1FFFFF00", block.read),
+    _read("READ(12)", "A81AFFFFFFFFFFFFFFFF1F00", block.read),
+    _read("READ(16)", "881AFFFFFFFFFFFFFFFFFFFFFFFF1F00", block.read),
     _write("WRITE(6)", "0A1FFFFFFF00", block.write, prepare=block.prepare_rw6),
-    _write("WRITE(10)", "2A18FFFFFFFF1FFFFF00", block.write),
-    _write("WRITE(12)", "AA18FFFFFFFFFFFFFFFF1F00", block.write),
-    _write("WRITE(16)", "8A18FFFFFFFFFFFFFFFFFFFFFFFF1F00", block.write),
+    _write("WRITE(10)", "2A1AFFFFFFFF1FFFFF00", block.write),
+    _write("WRITE(12)", "AA1AFFFFFFFFFFFFFFFF1F00", block.write),
+    _write("WRITE(16)", "8A1AFFFFFFFFFFFFFFFFFFFFFFFF1F00", block.write),
     _modify(
         "WRITE ATOMIC(16)",
-        "9C18FFFFFFFFFFFFFFFFFFFFFFFF1F00",
+        "9C1AFFFFFFFFFFFFFFFFFFFFFFFF1F00",
         block.write_atomic,
         prepare=block.prepare_write_atomic,
     ),
@@ -268,13 +270,13 @@ ROWS: tuple[Command, ...] = (
     _verify("VERIFY(16)", "8F16FFFFFFFFFFFFFFFFFFFFFFFF1F00", compare.verify),
     _modify(
         "COMPARE AND WRITE",
-        "8918FFFFFFFFFFFFFFFF000000FF1F00",
+        "891AFFFFFFFFFFFFFFFF000000FF1F00",
         compare.compare_and_write,
         runs=Runs.NOWAIT,
         nowait=compare.compare_and_write_nowait,
         prepare=compare.prepare_compare_and_write,
     ),
-    _modify("ORWRITE(16)", "8B18FFFFFFFFFFFFFFFFFFFFFFFF1F00", compare.orwrite, prepare=block.prepare_rw),
+    _modify("ORWRITE(16)", "8B1AFFFFFFFFFFFFFFFFFFFFFFFF1F00", compare.orwrite, prepare=block.prepare_rw),
     _write_same("WRITE SAME(10)", "4108FFFFFFFF1FFFFF00", provisioning.write_same),
     _write_same("WRITE SAME(16)", "9309FFFFFFFFFFFFFFFFFFFFFFFF1F00", provisioning.write_same),
     _out(
@@ -286,6 +288,13 @@ ROWS: tuple[Command, ...] = (
         prepare=provisioning.prepare_unmap,
         offered=_thin,
         timeout_s=LONG_S,
+    ),
+    # bytes 3 and 4: INTERLEAVE of SCSI-2, which means nothing any more
+    _sanitize(
+        "FORMAT UNIT",
+        "043F00FFFF00",
+        body=format_unit.format_unit,
+        prepare=format_unit.prepare_format_unit,
     ),
     _sanitize("SANITIZE, OVERWRITE", "48A10000000000FFFF00", action=0x01),
     _sanitize("SANITIZE, BLOCK ERASE", "48A20000000000FFFF00", action=0x02),

@@ -59,10 +59,9 @@ def _refusal(names: str, cannot: str) -> str:
 def busy(live: LiveExtent) -> str:
     """Why an extent can get no other medium, size or block size now, not even by force; empty: it can."""
     for unit in live.units.values():
-        if isinstance(unit.locked, sanitize.Operation) and not unit.locked.plan.failed:
-            return "The extent is being sanitized."
-        if unit.locked is not None and not isinstance(unit.locked, sanitize.Operation):
-            return "The extent is being formatted."
+        locked = unit.locked
+        if isinstance(locked, sanitize.Operation) and not locked.plan.failed:
+            return f"The extent is being {'formatted' if locked.formats else 'sanitized'}."
     return ""
 
 

@@ -107,7 +107,8 @@ def work_under_way(extents: Iterable[LiveExtent]) -> Iterator[Work]:
         units = list(live.units.values())
         for locked in {unit.locked for unit in units}:
             if isinstance(locked, sanitize.Operation) and not locked.plan.failed:
-                yield Work("sanitize", live.extent.id, live.extent.name, locked.done, locked.total)
+                kind = "format" if locked.formats else "sanitize"
+                yield Work(kind, live.extent.id, live.extent.name, locked.done, locked.total)
         for unit in units:
             for copy in results_of(unit).under_way:
                 yield Work("copy", live.extent.id, live.extent.name, copy.transferred, copy.total)

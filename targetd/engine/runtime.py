@@ -648,7 +648,8 @@ class Runtime:
             raise ConfigError.one("extents", WHOLE, f"The extent is not ready: {live.status}.", extent.id)
         unit = next(iter(live.units.values()), None)
         if unit is not None and unit.locked is not None:
-            raise ConfigError.one("extents", WHOLE, "The extent is being sanitized.", extent.id)
+            message = in_use.busy(live) or "The last SANITIZE or FORMAT UNIT of the extent has failed."
+            raise ConfigError.one("extents", WHOLE, message, extent.id)
         await run_in_thread(partial(check_path, new=True), extent, self.extent_roots, self._pools)
         still = asyncio.Event()
         pause = None
@@ -1054,11 +1055,8 @@ class Runtime:
             return "The extent is read-only."
         if live.medium is None:
             return f"The extent is not ready: {live.status}."
-        for unit in units:
-            if isinstance(unit.locked, sanitize.Operation) and not unit.locked.plan.failed:
-                return "The extent is being sanitized."
-            if unit.locked is not None and not isinstance(unit.locked, sanitize.Operation):
-                return "The extent is being formatted."
+        if obstacle := in_use.busy(live):
+            return obstacle
         for session in self.server.sessions.sessions.values():
             if session.target is not None and not units.isdisjoint(session.target.luns.values()):
                 return f"The extent is in use by {session.initiator_name}."

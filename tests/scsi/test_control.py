@@ -5,6 +5,7 @@ import errno
 import pytest
 
 from protocol.enums import ScsiStatus
+from protocol.scsi.control import BUFFER_BYTES
 from protocol.scsi.device import LogicalUnit
 from protocol.scsi.reservations import Reservations
 from protocol.scsi.sense import CheckCondition, Sense
@@ -243,13 +244,18 @@ def test_the_echo_buffer_is_each_nexus_its_own() -> None:
 @pytest.mark.parametrize(
     "cdb",
     [
-        "3B02 0000 0000 0000 0400",
-        "3B0A 0100 0000 0000 0400",
-        "3B0A 0000 0001 0000 0400",
         "3B0A 0000 0000 0010 0100",  # 4097 bytes
         "3B0A 0000 0000 FFFF FF00",
-        "3C02 0000 0000 0000 0400",
-        "3C0A 0000 0001 0000 0400",
+        "3B00 0000 0000 0000 0400",  # header and data
+        "3B05 0000 0000 0000 0400",  # microcode
+        "3C00 0000 0000 0000 0400",
+        "3B02 0100 0000 0000 0400",
+        "3B02 0001 0000 0000 0400",  # an offset at the end of the buffer, and one beyond it
+        "3B02 0001 0001 0000 0000",
+        "3B02 0000 0000 0100 0100",
+        "3B02 0000 FFFF 0000 0400",
+        "3C02 0100 0000 0000 0400",
+        "3C02 0001 0001 0000 0400",
     ],
 )
 def test_other_buffers_ids_and_offsets_are_refused_by_header(cdb: str) -> None:
@@ -257,6 +263,51 @@ def test_other_buffers_ids_and_offsets_are_refused_by_header(cdb: str) -> None:
     outcome = disk.run(cdb, b"echo")
     assert sense_of(outcome) == INVALID_FIELD_IN_CDB
     assert not disk.unit.echo
+
+
+def test_the_data_buffer_is_one_for_all_and_its_descriptor_says_how_large() -> None:
+    """SPC-4 §6.23.4, §6.23.5, §6.49.4: modes 02h and 03h."""
+    disk = Disk()
+    other = make_nexus(2)
+    disk.login(other)
+    size = int.from_bytes(disk.read("3C03 0000 0000 0000 0400"), "big")
+    assert size == BUFFER_BYTES  # OFFSET BOUNDARY 0: any byte
+    assert disk.read("3C03 0100 0000 0000 0400") == bytes(4)
+    assert disk.read("3C02 0000 0000 0100 0000") == bytes(size)
+    pattern = bytes(range(251)) * 20
+    at = size - len(pattern)
+    cdb = bytes((0x3B, 2, 0)) + at.to_bytes(3, "big") + len(pattern).to_bytes(3, "big") + b"\0"
+    assert not disk.run(cdb, pattern).status
+    assert disk.read("3C02 0000 0000 0100 0000", nexus=other) == bytes(at) + pattern
+    assert disk.read(bytes((0x3C, 2, 0)) + (at + 7).to_bytes(3, "big") + b"\0\0\x05\0") == pattern[7:12]
+    assert disk.read(bytes((0x3C, 2, 0)) + (at + 7).to_bytes(3, "big") + b"\xff\0\0\0") == pattern[7:]
+    disk.unit.reset(None)
+    while disk.unit.attentions.take(other):
+        pass
+    assert disk.read("3C02 0000 0000 0100 0000", nexus=other) == bytes(size)
+
+
+def test_the_echo_buffer_has_neither_id_nor_offset() -> None:
+    """They are ignored in this mode (SPC-4 §6.49.9)."""
+    disk = Disk()
+    assert not disk.run("3B0A 0100 0001 0000 0400", b"echo").status
+    assert disk.read("3C0A 0000 0000 0000 0400") == b"echo"
+
+
+@pytest.mark.parametrize("lun", range(8))
+@pytest.mark.parametrize("opcode", [0x00, 0x03, 0x12])
+def test_the_lun_field_of_scsi_2_is_let_pass_where_initiators_know_no_better(opcode: int, lun: int) -> None:
+    disk = Disk()
+    assert not disk.run(bytes((opcode, lun << 5, 0, 0, 18 if opcode else 0, 0))).status
+
+
+@pytest.mark.parametrize("flags", [0x14, 0x10, 0x17])
+def test_a_self_test_may_say_that_its_pages_would_be_those_of_the_standard(flags: int) -> None:
+    """PF, as sg3-utils and Solaris send it."""
+    disk = Disk()
+    assert not disk.run(bytes((0x1D, flags, 0, 0, 0, 0))).status
+    for wrong in (bytes((0x1D, flags, 0, 0, 4, 0)), bytes((0x1D, flags | 0x20, 0, 0, 0, 0))):
+        assert sense_of(disk.run(wrong, bytes(4))) == INVALID_FIELD_IN_CDB
 
 
 # -- media that come and go (SBC-3 §5.25, SPC-4 §6.22) --
