@@ -170,7 +170,7 @@ class UnitState(TaskSet):
     @property
     def showing(self) -> "list[UnitState]":
         """All units that show this medium, this one among them."""
-        return [unit for unit in self._beside if isinstance(unit, UnitState)]
+        return [unit for unit in self._medium.units if isinstance(unit, UnitState)]
 
     @property
     def removal_prevented(self) -> bool:
@@ -276,7 +276,7 @@ class UnitState(TaskSet):
         backend = self.backend
         if backend is None or backend.lost_writes == self._lost_writes:
             return
-        for unit in self._beside:
+        for unit in self._medium.units:
             if isinstance(unit, UnitState):
                 unit._owe(backend.lost_writes)
 
@@ -293,7 +293,7 @@ class UnitState(TaskSet):
     def lost_behind(self) -> None:
         """An opening of the medium that has been replaced could not be flushed at its end: what was written
         through it may be lost, and the one that took its place will not hear of it."""
-        for unit in self._beside:
+        for unit in self._medium.units:
             if isinstance(unit, UnitState):
                 unit._tell_of_loss()
 

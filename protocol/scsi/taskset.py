@@ -2,9 +2,12 @@
 
 Rules:
 
-* What may not run together waits (``_must_wait``): by task attribute as SAM-5 §8.6 has it, and by range
+* What may not run together waits (``_blocker``): by task attribute as SAM-5 §8.6 has it, and by range
   where a command is ``exclusive`` or an aborted writer is still at work: it must not land after
   a later command. As long as there is nothing of the kind, the cost is one attribute test.
+* What waits, waits for one thing at a time, and is looked at again when that is no more where it was
+  (``_Medium.watchers``). So what a command costs that arrives, begins or ends does not depend on how many
+  others wait, but on how many it lets go (``python -m bench.waiting``).
 * Where the operator has set I/O limits (``limit``), commands that move data wait for their share as well;
   others do not.
 * A command that changes ranges it learns of late, maybe of other media, as a third-party copy does, claims
@@ -15,12 +18,16 @@ Rules:
 """
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
+from heapq import heappop, heappush
+from itertools import count
 from typing import Protocol
 from weakref import WeakSet
 
 from protocol.enums import ScsiStatus, TaskAttribute
 from protocol.scsi.commands import Command
+from protocol.scsi.ranges import Ranges
 from protocol.scsi.request import Nexus, Outcome, Request
 from protocol.scsi.sense import Sense
 
@@ -28,7 +35,6 @@ __all__ = ["PLAIN", "Claims", "Pause", "TaskSet", "Throttle"]
 
 TASK_ABORTED = Outcome(ScsiStatus.TASK_ABORTED)
 
-# Does a task wait for an older one in the task set? By (older, younger) attribute (SAM-5 §8.6).
 _SIMPLE, _ORDERED, _HEAD = range(3)
 _CLASS: dict[int, int] = {
     TaskAttribute.UNTAGGED: _SIMPLE,
@@ -39,17 +45,10 @@ _CLASS: dict[int, int] = {
 }
 PLAIN = int(TaskAttribute.SIMPLE)
 """Attributes up to this one, SIMPLE and UNTAGGED, order nothing."""
-_WAITS = {
-    (_SIMPLE, _SIMPLE): False,
-    (_SIMPLE, _ORDERED): True,
-    (_SIMPLE, _HEAD): False,
-    (_ORDERED, _SIMPLE): True,
-    (_ORDERED, _ORDERED): True,
-    (_ORDERED, _HEAD): False,
-    (_HEAD, _SIMPLE): True,
-    (_HEAD, _ORDERED): True,
-    (_HEAD, _HEAD): False,
-}
+_next_number = count(1).__next__
+"""Numbers in the order in which tasks are admitted, and claims and barriers made."""
+_LAST = 1 << 63
+"""Beyond all of them."""
 
 
 class Throttle(Protocol):
@@ -89,14 +88,19 @@ class Claims:
 
     def begin(self) -> None:
         """Let it begin, if it may and has not."""
-        if self.begun is not None and not any(claim.barred for claim in self.ranges):
-            self.begin_at_once()
+        if self.begun is None:
+            return
+        for claim in self.ranges:
+            medium = claim.unit._medium
+            barrier = medium.barriers.find(claim.offset, claim.length, _LAST)
+            if barrier is not None:
+                medium.watch(barrier, self, _next_number(), claim.unit)
+                return
+        self.begin_at_once()
 
     def begin_at_once(self) -> None:
         """Whatever is there: its command was aborted, and it will change nothing."""
         begun, self.begun = self.begun, None
-        for claim in self.ranges:
-            claim.unit._claiming.pop(self, None)
         if begun is not None:
             begun()
 
@@ -112,9 +116,78 @@ class _Claim:
         self.offset = offset
         self.length = length
 
-    @property
-    def barred(self) -> bool:
-        return any(_overlap(other, self) for other in self.unit._barriers)
+
+_Barrier = Request | Pause | _Claim
+_Waiter = Request | Claims
+
+
+class _Medium:
+    """What the units that show one medium have in common."""
+
+    def __init__(self) -> None:
+        self.running: dict[Request | _Claim, None] = {}
+        self.plain: dict[Request | _Claim, None] = {}
+        """Those of them that began without being barriers."""
+        self.barriers: Ranges[_Barrier] = Ranges()
+        self.pauses: dict[Pause, None] = {}
+        self.units: WeakSet[TaskSet] = WeakSet()
+        self.watchers: dict[object, dict[_Waiter, tuple[int, TaskSet]]] = {}
+        """What is waited for → who does, with its number and unit."""
+        self._ready: list[tuple[int, TaskSet, _Waiter]] = []
+        """A heap: who may be let go, the oldest first."""
+        self._advancing = False
+
+    def watch(self, blocker: object, waiter: _Waiter, number: int, unit: "TaskSet") -> None:
+        """Look at ``waiter`` again when ``blocker`` is no more where it was."""
+        self.watchers.setdefault(blocker, {})[waiter] = number, unit
+
+    def wake(self, blocker: object) -> None:
+        """It waits, runs or bars no more, or has ended; ``advance`` is to be called when all is said."""
+        woken = self.watchers.pop(blocker, None)
+        if woken is not None:
+            for waiter, (number, unit) in woken.items():
+                heappush(self._ready, (number, unit, waiter))
+
+    def ready(self, waiter: Request, number: int, unit: "TaskSet") -> None:
+        """Look at it when its turn comes."""
+        heappush(self._ready, (number, unit, waiter))
+
+    def advance(self) -> None:
+        """Look at all who may go, oldest first: within one call however deep."""
+        if self._advancing:
+            return
+        self._advancing = True
+        ready = self._ready
+        try:
+            while ready:
+                _, unit, waiter = heappop(ready)
+                if isinstance(waiter, Claims):
+                    waiter.begin()
+                else:
+                    unit._retry(waiter)
+                    unit._settle()
+        finally:
+            self._advancing = False
+
+    def bar(self, what: _Barrier) -> None:
+        """Nothing passes it."""
+        if what.length:
+            self.barriers.add(what, what.offset, what.length, _next_number())
+            for unit in self.units:
+                unit._crowded = True
+
+    def unbar(self, what: _Barrier) -> None:
+        """It is no barrier (any more)."""
+        if self.barriers.discard(what) and not self.barriers:
+            for unit in self.units:
+                unit._settle()
+
+    def begin_pauses(self) -> None:
+        """Those that waited until nothing writes."""
+        for pause in list(self.pauses):
+            if pause.begun is not None and not any(map(_writes, self.running)):
+                begun, pause.begun = pause.begun, None
+                begun()
 
 
 def _ignore(request: Request) -> None:
@@ -141,58 +214,70 @@ class TaskSet(ABC):
         self.concluded: Callable[[Request, Sense], None] = _left_silent
         """Told of each task that an edit has ended, and with which sense: nobody's task management did it, so
         its initiator waits for an answer."""
-        self.tasks: dict[Request, None] = {}
-        """Oldest first."""
-        self._running: dict[Request | _Claim, None] = {}
-        self._waiting: dict[Request, None] = {}
-        self._barriers: dict[Request | Pause | _Claim, None] = {}
+        self.tasks: dict[Request, int] = {}
+        """Oldest first, with their numbers."""
+        self._medium = _Medium()
+        self._medium.units.add(self)
+        self._running = self._medium.running
+        self._barriers = self._medium.barriers
+        self._waiting: dict[Request, object] = {}
+        """With what each waits for; None: for its share."""
+        self._queue: Ranges[Request] = Ranges()
+        """The same, by range."""
+        self._throttled: dict[Request, None] = {}
+        """Those that wait for their share."""
         self._claims: dict[Request, Claims] = {}
         """Those of this unit's commands, wherever their ranges are."""
-        self._claiming: dict[Claims, None] = {}
-        """Those that wait to begin and have ranges on this medium."""
-        self._beside: WeakSet[TaskSet] = WeakSet((self,))  # all that have the same medium
         self._lingering = 0  # tasks that were aborted and that a worker still has
-        self._ordering = 0  # tasks in the set that are ORDERED or HEAD OF QUEUE
+        self._ordering: list[tuple[int, Request]] = []
+        """Tasks in the set that are ORDERED or HEAD OF QUEUE, oldest first."""
         self._throttle: Throttle | None = None
         self._crowded = False  # waiting, barriers, ordering or throttle: any of these
-        self._advancing = False
 
     def share_medium(self, other: "TaskSet") -> None:
         """Work on the same bytes as ``other``: exclusive ranges hold across both, and all theirs.
 
         For an extent that two targets show in two ways. To be called before the first task.
         """
-        self._running = other._running
-        self._barriers = other._barriers
-        self._claiming = other._claiming
-        self._beside = other._beside
-        self._beside.add(self)
-        self._crowded = bool(self._barriers or self._throttle)
+        self._medium = other._medium
+        self._medium.units.add(self)
+        self._running = self._medium.running
+        self._barriers = self._medium.barriers
+        self._settle()
 
     def leave_medium(self) -> None:
         """This unit shows its medium no more. Work of its that was aborted and has not ended still bars the
         others from its range until it has."""
-        self._beside.discard(self)
+        self._medium.units.discard(self)
 
     def limit(self, throttle: Throttle | None) -> None:
         """Set or lift I/O limits; what waits for them goes by the new ones."""
         self._throttle = throttle
         self._crowded = True
-        self._advance()
+        self.proceed()
+        self._settle()
 
     def proceed(self) -> None:
         """What waited for its share may go on."""
-        if self._crowded:
-            self._advance()
+        for request in list(self._throttled):
+            if self._throttle is not None and self._throttle.exhausted:
+                break
+            self._retry(request)
+        self._settle()
+        self._medium.advance()
+
+    def _settle(self) -> None:
+        """See whether there is still anything to look out for."""
+        self._crowded = bool(self._waiting or self._barriers or self._ordering or self._throttle is not None)
 
     def hold_still(self, begun: Callable[[], None]) -> Pause:
         """Let nothing that has not begun touch the medium, through this unit or one beside it, until
         ``go_on``. ``begun`` is called, now or later, when no write is under way any more; reads may be."""
         pause = Pause(begun)
-        self._barriers[pause] = None
-        for unit in self._beside:
-            unit._crowded = True
-        self._begin_pauses()
+        medium = self._medium
+        medium.pauses[pause] = None
+        medium.bar(pause)
+        medium.begin_pauses()
         return pause
 
     @property
@@ -203,14 +288,11 @@ class TaskSet(ABC):
     def go_on(self, pause: Pause) -> None:
         """End what ``hold_still`` began, or give it up."""
         pause.begun = None
-        self._barriers.pop(pause, None)
-        self._advance_beside()
-
-    def _begin_pauses(self) -> None:
-        for pause in list(self._barriers):
-            if isinstance(pause, Pause) and pause.begun is not None and not any(map(_writes, self._running)):
-                begun, pause.begun = pause.begun, None
-                begun()
+        medium = self._medium
+        medium.pauses.pop(pause, None)
+        medium.unbar(pause)
+        medium.wake(pause)
+        medium.advance()
 
     def claim(
         self, request: Request, ranges: "Iterable[tuple[TaskSet, int, int]]", begun: Callable[[], None]
@@ -221,18 +303,19 @@ class TaskSet(ABC):
         """
         claims = self._claims[request] = Claims(request.nexus, ranges, begun)
         for claim in claims.ranges:
-            claim.unit._running[claim] = None
-            claim.unit._claiming[claims] = None
+            claim.unit._running[claim] = claim.unit._medium.plain[claim] = None
         claims.begin()
 
     def release(self, request: Request) -> None:
         """What ``claim`` began has ended, well or badly."""
         for claim in self._claims.pop(request).ranges:
-            unit = claim.unit
-            unit._running.pop(claim, None)
-            unit._barriers.pop(claim, None)
-            unit._begin_pauses()
-            unit._advance_beside()
+            medium = claim.unit._medium
+            medium.running.pop(claim, None)
+            medium.plain.pop(claim, None)
+            medium.unbar(claim)
+            medium.wake(claim)
+            medium.begin_pauses()
+            medium.advance()
 
     @abstractmethod
     def _start(self, request: Request, row: Command) -> Outcome | None:
@@ -246,11 +329,26 @@ class TaskSet(ABC):
     def _finish_aborted(self, request: Request, row: Command, outcome: Outcome) -> None:
         """An aborted task has ended at last."""
 
+    def _join(self, request: Request) -> None:
+        """It is admitted: a task of the set from now on."""
+        self.tasks[request] = _next_number()
+        if request.attribute > PLAIN:
+            self._order(request)
+
     def _order(self, request: Request) -> None:
         """A task with an attribute beyond PLAIN has joined."""
         if _CLASS.get(request.attribute, _SIMPLE) != _SIMPLE:
-            self._ordering += 1
+            self._ordering.append((self.tasks[request], request))
             self._crowded = True
+
+    def _leave(self, request: Request) -> None:
+        """It is over, however it ended."""
+        number = self.tasks.pop(request)
+        if self._ordering:
+            at = bisect_left(self._ordering, (number,))
+            if at < len(self._ordering) and self._ordering[at][0] == number:
+                del self._ordering[at]
+                self._settle()
 
     def submit(self, request: Request) -> Outcome | None:
         """Run an admitted request, whose Data-Out is all there.
@@ -266,20 +364,27 @@ class TaskSet(ABC):
             outcome = self._start(request, row)
             if outcome is not None:
                 self._finish(request, row, outcome)
+                if self._medium.watchers:
+                    self._wake(request)
             return outcome
+        number = self.tasks[request]
         self._waiting[request] = None
+        self._queue.add(request, request.offset, request.length, number)
         self._crowded = True
-        self._advance()
+        self._medium.ready(request, number, self)
+        self._medium.advance()
         if request in self._waiting:
             request.hold()
         return None
 
+    def _wake(self, request: Request) -> None:
+        self._medium.wake(request)
+        self._medium.advance()
+
     def _withdraw(self, request: Request) -> None:
         """Take out a task that was not submitted; those it held back go on."""
-        del self.tasks[request]
-        self._unorder(request)
-        if self._crowded:
-            self._advance()
+        self._leave(request)
+        self._wake(request)
 
     def complete(self, request: Request, outcome: Outcome) -> None:
         """End a request whose INLINE body answered None. On the event loop."""
@@ -287,8 +392,11 @@ class TaskSet(ABC):
 
     def _done(self, request: Request, outcome: Outcome) -> None:
         """A task that was under way has ended."""
-        self._running.pop(request, None)
-        self._barriers.pop(request, None)
+        medium = self._medium
+        medium.running.pop(request, None)
+        medium.plain.pop(request, None)
+        if medium.barriers:
+            medium.unbar(request)
         row = request.command
         assert row is not None
         if request.aborted:
@@ -297,9 +405,10 @@ class TaskSet(ABC):
         else:
             self._finish(request, row, outcome)
             self.deliver(request, outcome)
-        if self._barriers:
-            self._begin_pauses()
-        self._advance_beside()
+        if medium.pauses:
+            medium.begin_pauses()
+        if medium.watchers:
+            self._wake(request)
 
     def has_in_hand(self, request: Request) -> bool:
         """Whether it has not ended, or was aborted while it was under way, and still is."""
@@ -314,71 +423,82 @@ class TaskSet(ABC):
             for one in self._running
         )
 
-    def _bar(self, what: "Request | _Claim") -> None:
-        if what.length:
-            self._barriers[what] = None
-            for unit in self._beside:
-                unit._crowded = True
+    def _bar(self, what: Request | _Claim) -> None:
+        self._medium.bar(what)
 
-    def _unorder(self, request: Request) -> None:
-        if _CLASS.get(request.attribute, _SIMPLE) != _SIMPLE:
-            self._ordering -= 1
+    def _begin(self, request: Request, row: Command) -> None:
+        """It is under way from now on."""
+        self._running[request] = None
+        if row.exclusive:
+            self._medium.bar(request)
+        else:
+            self._medium.plain[request] = None
 
-    def _must_wait(self, request: Request) -> bool:
-        """Is there anything in the unit that this task may not run beside or overtake?"""
-        row = request.command
+    def _blocker(self, request: Request, number: int) -> object | None:
+        """What in the unit this task may not run beside or overtake, if anything."""
         own = _CLASS.get(request.attribute, _SIMPLE)
-        waiting = self._waiting
-        for older in self.tasks:  # in the order of admission: so nothing can wait in a circle
-            if older is request:
-                break
-            if _WAITS[_CLASS.get(older.attribute, _SIMPLE), own]:
-                return True
-            if older in waiting and _overlap(older, request):
-                return True
-        if any(_overlap(other, request) for other in self._barriers):
-            return True
-        return row is not None and row.exclusive and any(_overlap(other, request) for other in self._running)
+        if self._ordering and own != _HEAD:
+            # SAM-5 §8.6: SIMPLE waits for what is older and not SIMPLE, ORDERED for all that is older
+            at = bisect_left(self._ordering, (number,))
+            if at:
+                return self._ordering[at - 1][1]
+            first = next(iter(self.tasks))
+            if own == _ORDERED and first is not request:
+                return first
+        offset, length = request.offset, request.length
+        if not length:
+            return None
+        # Older ones only, so nothing can wait in a circle.
+        found: object | None = self._queue.find(offset, length, number)
+        if found is None:
+            found = self._barriers.find(offset, length, _LAST)
+        if found is None and request.command is not None and request.command.exclusive:
+            found = next((other for other in self._medium.plain if _overlap(other, request)), None)
+        return found
 
-    def _advance_beside(self) -> None:
-        for claims in list(self._claiming):
-            claims.begin()
-        for unit in self._beside:
-            if unit._crowded:
-                unit._advance()
-
-    def _advance(self) -> None:
-        """Start every waiting task that may run now, in order, and deliver what ends at once."""
-        if self._advancing:
+    def _retry(self, request: Request) -> None:
+        """Start a task that waits, if it may run now, and deliver what ends at once."""
+        if request not in self._waiting:
             return
-        self._advancing = True
+        number = self.tasks[request]
         throttle = self._throttle
-        try:
-            moved = True
-            while moved:
-                moved = False
-                for request in list(self._waiting):
-                    # the cheap question first: hundreds may wait for their share
-                    share = _moved(request) if throttle is not None else -1
-                    if share >= 0 and throttle is not None and throttle.exhausted:
-                        continue
-                    if request not in self._waiting or self._must_wait(request):
-                        continue
-                    if share >= 0 and throttle is not None and not throttle.take(share):
-                        continue
-                    del self._waiting[request]
-                    moved = True
-                    row = request.command
-                    assert row is not None
-                    outcome = self._start(request, row)
-                    if outcome is not None:
-                        self._finish(request, row, outcome)
-                        self.deliver(request, outcome)
-        finally:
-            self._advancing = False
-            self._crowded = bool(
-                self._waiting or self._barriers or self._ordering or self._throttle is not None
-            )
+        # the cheap question first: hundreds may wait for their share
+        share = _moved(request) if throttle is not None else -1
+        if share >= 0 and throttle is not None and throttle.exhausted:
+            self._throttled[request] = None
+            return
+        blocker = self._blocker(request, number)
+        if blocker is not None:
+            self._throttled.pop(request, None)
+            self._waiting[request] = blocker
+            self._medium.watch(blocker, request, number, self)
+            return
+        if share >= 0 and throttle is not None and not throttle.take(share):
+            self._waiting[request] = None
+            self._throttled[request] = None
+            return
+        self._stop_waiting(request)
+        row = request.command
+        assert row is not None
+        outcome = self._start(request, row)
+        if outcome is not None:
+            self._finish(request, row, outcome)
+            self._medium.wake(request)
+            self.deliver(request, outcome)
+
+    def _stop_waiting(self, request: Request) -> bool:
+        """Whether it did. Those that waited for it to begin are looked at again."""
+        blocker = self._waiting.pop(request, self)
+        if blocker is self:
+            return False
+        medium = self._medium
+        self._throttled.pop(request, None)
+        self._queue.discard(request)
+        watchers = medium.watchers.get(blocker)
+        if watchers is not None and watchers.pop(request, None) is not None and not watchers:
+            del medium.watchers[blocker]
+        medium.wake(request)
+        return True
 
     def abort(self, request: Request) -> bool:
         """ABORT TASK: it is gone from the task set; no outcome will be delivered.
@@ -389,22 +509,25 @@ class TaskSet(ABC):
         if request not in self.tasks:
             return False
         self._drop(request)
-        self._advance_beside()
+        self._medium.advance()
         return True
 
     def _drop(self, request: Request) -> None:
         request.aborted = True
-        del self.tasks[request]
-        self._unorder(request)
+        self._leave(request)
         row = request.command
+        medium = self._medium
         if request in self._claims:
             self._abandon(self._claims[request])
-        if self._waiting.pop(request, self) is self and request in self._running:
+        if not self._stop_waiting(request) and request in medium.running:
             self._lingering += 1
             if row is not None and row.changes:
-                self._bar(request)  # its thread may still write: nobody may pass it there
+                medium.bar(request)  # its thread may still write: nobody may pass it there
             elif row is not None and row.exclusive:
-                self._barriers.pop(request, None)
+                medium.unbar(request)
+                medium.plain[request] = None
+        medium.wake(request)
+        self._settle()
 
     def _abandon(self, claims: Claims) -> None:
         if claims.begun is not None:
@@ -425,13 +548,17 @@ class TaskSet(ABC):
     def _drop_all(self, requests: list[Request]) -> list[Request]:
         for request in requests:
             self._drop(request)
-        if requests:
-            self._advance_beside()
+        self._medium.advance()
         return requests
 
 
 def _overlap(one: Request | Pause | _Claim, other: Request | _Claim) -> bool:
-    return one.offset < other.offset + other.length and other.offset < one.offset + one.length
+    """Where neither is nowhere."""
+    return (
+        one.length > 0 < other.length
+        and one.offset < other.offset + other.length
+        and other.offset < one.offset + one.length
+    )
 
 
 def _writes(running: Request | _Claim) -> bool:

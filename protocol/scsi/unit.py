@@ -76,9 +76,7 @@ class LogicalUnit(UnitState):
         if self._lingering >= MAX_LINGERING_TASKS and not row.inline:
             self._count_failure(opcode, ScsiStatus.TASK_SET_FULL)
             return TASK_SET_FULL
-        self.tasks[request] = None
-        if request.attribute > PLAIN:
-            self._order(request)
+        self._join(request)
         return None
 
     def read_at_once(self, opcode: int, lba: int, blocks: int, length: int, touched: bool) -> Buffer | None:
@@ -154,9 +152,7 @@ class LogicalUnit(UnitState):
                     request.hold()  # the body may answer later, and look at its list again then
                 outcome = row.body(self, request)
                 if outcome is None and request in self.tasks:  # it may have ended meanwhile
-                    self._running[request] = None
-                    if row.exclusive:
-                        self._bar(request)
+                    self._begin(request, row)
                 return outcome
             if row.nowait is not None:
                 outcome = row.nowait(self, request)
@@ -165,9 +161,7 @@ class LogicalUnit(UnitState):
         except Exception as error:
             return self.failed(request, error)
         request.hold()
-        self._running[request] = None
-        if row.exclusive:
-            self._bar(request)
+        self._begin(request, row)
         if row.changes:
             self.note_written(request.nexus)
         if row.begin is None or not row.begin(self, request, partial(self._ended, request)):
@@ -201,7 +195,7 @@ class LogicalUnit(UnitState):
 
     def _finish(self, request: Request, row: Command, outcome: Outcome) -> None:
         """Take the task out of the set and count it."""
-        del self.tasks[request]
+        self._leave(request)
         if not outcome.status or outcome.status == ScsiStatus.CONDITION_MET:
             if row.reads:
                 self.reads += 1
@@ -219,8 +213,6 @@ class LogicalUnit(UnitState):
                     self.write_errors += 1
                 else:
                     self.read_errors += 1
-        if request.attribute > PLAIN:
-            self._unorder(request)
         if row.after is not None:
             row.after(self, request, outcome)
 
