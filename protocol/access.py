@@ -131,6 +131,12 @@ class Authorizer(Protocol):
     def send_targets(self, initiator_name: str, target_name: str | None) -> TargetList:
         """The targets this initiator may see through this portal; all, or only the one named."""
 
+    def chap_wait_s(self, user: str) -> float:
+        """Seconds until this user may answer a challenge from where this connection comes from; 0: now."""
+
+    def chap_judged(self, user: str, right: bool) -> None:
+        """A user, known or not, has answered a challenge."""
+
 
 class SessionDirectory(Protocol):
     """The sessions that exist. Asked once, when a login is about to succeed."""

@@ -466,10 +466,19 @@ class LoginMachine:
             response = read_binary(answer, digest_size)
         except TextError as error:
             raise _unproven(f"CHAP_R: {error}") from None
+        wait_s = self._authorizer.chap_wait_s(name)
+        if wait_s:
+            raise ProtocolViolation(
+                LoginStatus.SERVICE_UNAVAILABLE,
+                f"CHAP user {name[:60]!a} has given too many wrong answers from this address; the next one "
+                f"is looked at in {wait_s:.0f} s",
+                fatal=True,
+            )
         known = next((user for user in self._grant.credentials if user.user == name), None)
         # An unknown user costs as much time as a wrong secret.
         secret = known.secret if known is not None else exchange.challenge
         right = chap.verify(exchange.algorithm, exchange.identifier, secret, exchange.challenge, response)
+        self._authorizer.chap_judged(name, known is not None and right)
         if known is None:
             raise _unproven(f"CHAP user {name[:60]!a} is unknown in this group")
         if not right:

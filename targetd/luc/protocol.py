@@ -69,6 +69,12 @@ class Controller(Protocol):
     def refresh(self) -> None:
         """Look at every medium again."""
 
+    def chap_wait_s(self, user: str) -> float:
+        """Seconds until this user may answer a challenge from where this client is; 0: now."""
+
+    def chap_judged(self, user: str, right: bool) -> None:
+        """A user, known or not, has answered a challenge."""
+
     def refused(self, reason: str) -> None:
         """A login failed; for the operator's log."""
 
@@ -256,9 +262,14 @@ class Conversation:
             theirs = _binary(back[1], MAX_CHALLENGE) if back else b""
         except ValueError:
             raise self._failed("response format error", "a value is no number") from None
+        wait_s = self._controller.chap_wait_s(user)
+        if wait_s:
+            reason = f"too many wrong answers of {user[:64]!r}; the next is looked at in {wait_s:.0f} s"
+            raise self._failed("too many wrong answers", reason)
         known = [credential for credential in policy.credentials if credential.user == user]
         credential = known[0] if known else Credential(user, self._randomness(16))
         right = chap.verify(MD5, challenge.identifier, credential.secret, challenge.value, response)
+        self._controller.chap_judged(user, bool(known) and right)
         if not known or not right:
             raise self._failed("CHAP sequence error", f"unknown user or wrong secret: {user[:64]!r}")
         lines: list[str] = []

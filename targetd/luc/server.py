@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Protocol
 
 from targetd.config import (
@@ -24,6 +25,7 @@ from targetd.config import (
 from targetd.interface import LunStatus, SessionStatus
 from targetd.luc.protocol import Conversation, Policy
 from targetd.net.access import credentials_of, in_networks
+from targetd.net.guesses import GuessLimiter
 from targetd.net.server import bind, bind_reason
 
 __all__ = ["ControllerServer", "Engine", "controller_address"]
@@ -97,9 +99,10 @@ def _rules(g: GlobalConfiguration) -> _Rules:
 class _Control:
     """``luc.Controller`` over the engine, for one client."""
 
-    def __init__(self, engine: Engine, peer: str) -> None:
+    def __init__(self, engine: Engine, peer: str, guesses: GuessLimiter) -> None:
         self._engine = engine
         self._peer = peer
+        self._guesses = guesses
 
     def policy(self) -> Policy:
         config = self._engine.configuration
@@ -128,6 +131,12 @@ class _Control:
     def refresh(self) -> None:
         _keep(asyncio.ensure_future(self._engine.look_again()))
 
+    def chap_wait_s(self, user: str) -> float:
+        return self._guesses.wait_s(self._peer, user, monotonic())
+
+    def chap_judged(self, user: str, right: bool) -> None:
+        self._guesses.judged(self._peer, user, right, monotonic())
+
     def refused(self, reason: str) -> None:
         log.warning("login of %s to the logical unit controller refused: %s", self._peer, reason)
 
@@ -150,7 +159,7 @@ class _Client(asyncio.Protocol):
             transport.abort()
             return
         self._conversation = Conversation(
-            _Control(self._server.engine, peer), secrets.token_bytes, local, peer
+            _Control(self._server.engine, peer, self._server.guesses), secrets.token_bytes, local, peer
         )
         transport.write(self._conversation.greeting)
         self._rest()
@@ -220,6 +229,7 @@ class ControllerServer:
         self._missing: tuple[str, int] | None = None
         """Where it would listen, and could not when it was started."""
         self._next_look = 0.0
+        self.guesses = GuessLimiter()
         self._listener: asyncio.Server | None = None
         self._in_force: _Rules | None = None
 

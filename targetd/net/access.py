@@ -7,6 +7,7 @@ groups whose portal is the one the connection came in on are asked in the order 
 import ipaddress
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from time import monotonic
 
 from protocol import names
 from protocol.access import Credential, Grant, Offer, Refusal, TargetList
@@ -30,6 +31,7 @@ from targetd.config import (
     target_named,
 )
 from targetd.net.discovery import Lists, records
+from targetd.net.guesses import GuessLimiter
 
 __all__ = ["AccessSnapshot", "PortalAuthorizer", "Verdict", "credentials_of", "in_networks"]
 
@@ -81,8 +83,17 @@ class PortalAuthorizer:
         peer_host: str,
         local_host: str,
         local_port: int,
+        guesses: GuessLimiter | None = None,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
+        """
+        Args:
+            guesses: counts wrong answers to CHAP; one of its own, if not given.
+            clock: seconds, for ``guesses``.
+        """
         self._view = view
+        self._guesses = GuessLimiter() if guesses is None else guesses
+        self._clock = clock
         self._portal_id = portal_id
         self._peer_host = peer_host
         self._local_host = local_host
@@ -168,6 +179,12 @@ class PortalAuthorizer:
         if target is None:
             return TargetList(())
         return TargetList(records(config, self._portal_id, initiator_name, addresses, [target.id]))
+
+    def chap_wait_s(self, user: str) -> float:
+        return self._guesses.wait_s(self._peer_host, user, self._clock())
+
+    def chap_judged(self, user: str, right: bool) -> None:
+        self._guesses.judged(self._peer_host, user, right, self._clock())
 
     # -- how it is decided --------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ from targetd.interface import LoginFailure
 from targetd.net.access import AccessSnapshot, PortalAuthorizer
 from targetd.net.admission import Admission, ConnectionLimiter, Limits
 from targetd.net.counters import SAMPLED, Counters
+from targetd.net.guesses import GuessLimiter
 from targetd.net.loop import TURN_S, Loop, Turn
 from targetd.system.logs import bind as bind_fields
 
@@ -231,7 +232,13 @@ class Channel:
         """Who answers for this connection."""
         local_host, local_port = split_address(self.local)
         return PortalAuthorizer(
-            self.server.view, self.portal_id, split_address(self.peer)[0], local_host, local_port
+            self.server.view,
+            self.portal_id,
+            split_address(self.peer)[0],
+            local_host,
+            local_port,
+            self.server.guesses,
+            self.server.loop.time,
         )
 
     def readable(self) -> Turn:
@@ -601,6 +608,7 @@ class Server:
         self.receive_buffer = memoryview(bytearray(TURN))
         self.counters = Counters()
         self.connection_limiter = ConnectionLimiter(limits or Limits.here())
+        self.guesses = GuessLimiter()
         self.channel: Callable[[Server, socket.socket, str, str, int, Admission], Channel] = Channel
         """Makes the channel of a connection that was accepted."""
         self.turn_ends = 0.0

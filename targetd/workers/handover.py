@@ -55,6 +55,12 @@ class _Gate:
     def send_targets(self, initiator_name: str, target_name: str | None) -> TargetList:
         return self._inner.send_targets(initiator_name, target_name)
 
+    def chap_wait_s(self, user: str) -> float:
+        return self._inner.chap_wait_s(user)
+
+    def chap_judged(self, user: str, right: bool) -> None:
+        self._inner.chap_judged(user, right)
+
 
 class FrontSessions(SessionTable):
     """The discovery sessions; their ids are out of one series with those of the workers' sessions."""

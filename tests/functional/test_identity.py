@@ -177,3 +177,20 @@ def test_which_digests_a_login_gets(
             assert chosen == expected
             assert peer.command(cdbs.read10(0, 1), read=512).status in (0, 2)
     shared_daemon.delete_disk(disk)
+
+
+def test_who_guesses_is_slowed_and_a_good_login_from_elsewhere_is_not(daemon: Daemon, disk: Disk) -> None:
+    statuses = []
+    for _ in range(15):
+        with SocketInitiator((HOST, daemon.portal_port), source="127.0.0.3") as peer:
+            with pytest.raises(LoginFailed) as failed:
+                peer.login(disk.iqn, NAME, chap=("alice", "a guess"))
+            statuses.append(failed.value.status)
+    assert statuses[:10] == [LoginStatus.AUTHENTICATION_FAILURE] * 10
+    assert LoginStatus.SERVICE_UNAVAILABLE in statuses[10:]
+    with SocketInitiator((HOST, daemon.portal_port), source="127.0.0.3") as peer, pytest.raises(LoginFailed):
+        peer.login(disk.iqn, NAME, chap=ALICE)
+    for source, user in (("127.0.0.4", ALICE), ("127.0.0.3", BOB)):
+        with SocketInitiator((HOST, daemon.portal_port), source=source) as peer:
+            peer.login(disk.iqn, NAME, chap=user)
+    daemon.wait_for_line("has given too many wrong answers from this address")

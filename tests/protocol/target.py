@@ -52,6 +52,10 @@ class Access:
     refusals: dict[str, Refusal] = field(default_factory=dict)
     """Initiator name → how its login is refused."""
     records: list[TargetRecord] = field(default_factory=list)
+    wait_s: float = 0
+    """How long every CHAP user has to wait."""
+    answers: list[tuple[str, bool]] = field(default_factory=list)
+    """(CHAP user, whether the answer was right), as they were told."""
     discovery_grant: Grant | None = None
     """Where discovery is granted otherwise than the target."""
 
@@ -66,6 +70,12 @@ class Access:
 
     def send_targets(self, initiator_name: str, target_name: str | None) -> TargetList:
         return TargetList(record for record in self.records if target_name in (None, record.name))
+
+    def chap_wait_s(self, user: str) -> float:
+        return self.wait_s
+
+    def chap_judged(self, user: str, right: bool) -> None:
+        self.answers.append((user, right))
 
 
 class Endpoint:

@@ -1,5 +1,6 @@
 """The login phase, over the wire and as a machine (RFC 7143 §6.3, §11.12, §11.13, §12)."""
 
+import contextlib
 from base64 import b64encode
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -699,6 +700,20 @@ def test_a_session_that_nobody_can_prove_to_be_theirs_gives_way(change: str) -> 
     assert connection_of(one).closing == "session reinstatement"
 
 
+def test_answers_to_challenges_are_counted_and_who_must_wait_is_not_looked_at() -> None:
+    """A right answer looks the same as a wrong one then: nothing is learnt by asking on."""
+    target = chap_target()
+    for user, secret in ((USER, SECRET), (USER, "wrong"), ("nobody", SECRET)):
+        with contextlib.suppress(LoginFailed):
+            target.connect().login(TARGET, chap=(user, secret))
+    assert target.access.answers == [(USER, True), (USER, False), ("nobody", False)]
+    target.access.wait_s = 5
+    for secret in (SECRET, "wrong"):
+        log_in = lambda secret=secret: target.connect().login(TARGET, chap=(USER, secret))  # noqa: E731
+        assert status_of(log_in) == LoginStatus.SERVICE_UNAVAILABLE
+    assert len(target.access.answers) == 3
+
+
 # -- what changes while a login is under way --------------------------------------------------------
 
 
@@ -774,6 +789,8 @@ class Open:
     def __init__(self, methods: AuthMethod = AuthMethod.CHAP) -> None:
         self.grant = Grant(methods, Offer(), 1, TARGET, credentials=(ALICE,))
         self.admitted: list[LoginResult] = []
+        self.wait_s = 0.0
+        self.answers: list[tuple[str, bool]] = []
 
     def discovery(self, initiator_name: str) -> Grant | Refusal:
         return replace(self.grant, target_name="")
@@ -783,6 +800,12 @@ class Open:
 
     def send_targets(self, initiator_name: str, target_name: str | None) -> TargetList:
         return TargetList(())
+
+    def chap_wait_s(self, user: str) -> float:
+        return self.wait_s
+
+    def chap_judged(self, user: str, right: bool) -> None:
+        self.answers.append((user, right))
 
     def admit(self, login: LoginResult) -> int | Refusal:
         self.admitted.append(login)

@@ -57,6 +57,8 @@ class Shelf:
     logins: tuple[SessionStatus, ...] = ()
     done: list[tuple[str, str, int]] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
+    wait_s: float = 0
+    answers: list[tuple[str, bool]] = field(default_factory=list)
 
     def policy(self) -> Policy:
         return self.rules
@@ -81,6 +83,12 @@ class Shelf:
 
     def refresh(self) -> None:
         self.done.append(("refresh", "", 0))
+
+    def chap_wait_s(self, user: str) -> float:
+        return self.wait_s
+
+    def chap_judged(self, user: str, right: bool) -> None:
+        self.answers.append((user, right))
 
     def refused(self, reason: str) -> None:
         self.refusals.append(reason)
@@ -340,3 +348,19 @@ def test_who_keeps_guessing_is_closed() -> None:
         ask(conversation, "AUTH CHAP_A 5")
         ask(conversation, f"AUTH CHAP_NR alice {answer_for(b'guess')}")
     assert conversation.closing
+
+
+def test_who_has_to_wait_is_not_looked_at() -> None:
+    shelf = Shelf(Policy("CHAP", (ALICE,)))
+    conversation = converse(shelf)
+    for secret in (b"guess", ALICE.secret):
+        ask(conversation, "AUTH CHAP_A 5")
+        ask(conversation, f"AUTH CHAP_NR alice {answer_for(secret)}")
+    assert shelf.answers == [("alice", False), ("alice", True)]
+    shelf.wait_s = 3
+    conversation = converse(shelf)
+    ask(conversation, "AUTH CHAP_A 5")
+    line = f"AUTH CHAP_NR alice {answer_for(ALICE.secret)}"
+    assert ask(conversation, line) == ["ERR too many wrong answers"]
+    assert ask(conversation, "NOOP") == ["ERR auth required"]
+    assert len(shelf.answers) == 2
