@@ -232,6 +232,25 @@ _FIXED_SCHEMAS: Final[dict[str, Any]] = {
             "read_only": {"type": ["boolean", "null"]},
         },
     },
+    "Done": {"type": "string"},
+    "Snapshot": _object(
+        {
+            **dict.fromkeys(("id", "fullname", "filesystem", "name"), _TEXT),
+            "parent_type": {"type": "string", "enum": ["volume", "filesystem"]},
+            "mostrecent": {"type": "boolean"},
+            "used": _BYTES,
+            "refer": _BYTES,
+        }
+    ),
+    "SnapshotCreate": _object({"dataset": _TEXT, "name": _TEXT}),
+    "SnapshotClone": _object({"name": _TEXT}),
+    "FileSystem": _object(
+        {
+            **dict.fromkeys(("name", "pool", "mountpoint", "comments"), _TEXT),
+            **dict.fromkeys(("avail", "used", "refer"), _BYTES),
+        }
+    ),
+    "FileSystemCreate": _object({"name": _TEXT}),
     "ApiKey": _object(_KEY),
     "ApiKeyCreated": _object({**_KEY, "key": {"type": "string", "description": "Shown this once."}}),
     "ApiKeyCreate": {

@@ -10,6 +10,7 @@ Everything here may wait for a disk or a command: the public methods go to a wor
 
 import asyncio
 import errno
+import glob
 import os
 import re
 import stat
@@ -28,6 +29,8 @@ __all__ = ["DEVICES", "MAX_NAME", "VOLUMES", "VOLUME_BLOCK", "Pools", "check_nam
 DEVICES = "/dev/zvol/"
 VOLUMES = "zvols"
 """Directory of a directory pool that holds its volumes."""
+SNAPSHOTS = ".snapshots"
+"""The same for snapshots. No dataset can have this name: names begin with a letter or digit."""
 VOLUME_BLOCK = 8192
 """Sizes are rounded up to it; ZFS' own default volblocksize, bytes."""
 COMMAND_S = 60.0
@@ -152,6 +155,11 @@ class DirectoryPool:
 
     def delete(self, name: str, recursive: bool) -> None:
         path = self._volumes / name
+        taken = sorted((self._directory / SNAPSHOTS / name).parent.glob(f"{glob.escape(path.name)}@*"))
+        if taken and not recursive:
+            raise StorageError(f"cannot destroy '{self.name}/{name}': volume has snapshots: {taken[0].name}")
+        for snapshot in taken:
+            snapshot.unlink()
         path.unlink()
         for parent in path.parents:
             if parent == self._volumes:

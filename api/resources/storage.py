@@ -14,6 +14,7 @@ from aiohttp import web
 
 from api.audit import note
 from api.bodies import content_range, page, read_object
+from api.dataset_use import DEVICES, extent_on
 from api.errors import ApiError, FieldsError, NotFoundError, OperationFailedError, answer
 from api.resources.collection import LIST_PARAMETERS, PREFIX
 from api.routing import Operation, Router
@@ -23,7 +24,6 @@ from targetd.interface import Dataset, Engine, Storage, StorageError, Volume
 
 __all__ = ["StorageResource"]
 
-DEVICES: Final = "/dev/zvol/"
 BAD_SIZE: Final = "Enter a size: bytes, or a number with K, M, G, T or P (10G, 500MiB, 0.5 GiB)."
 MAX_SIZE: Final = 2**62
 
@@ -171,7 +171,7 @@ class StorageResource:
             size = _size(body, errors)
             if errors:
                 raise FieldsError(errors)
-            extent = self._user(pool, name)
+            extent = extent_on(self.engine.configuration, f"{pool}/{name}")
             if extent and size < volume.size_bytes:
                 raise OperationFailedError(f"'{pool}/{name}' is in use by extent {extent} and cannot shrink")
             resized = await _asked(self.storage.resize(pool, name, size))
@@ -194,7 +194,7 @@ class StorageResource:
             body = await read_object(request) if request.can_read_body else {}
         except ApiError:
             body = {}  # never required
-        extent = self._user(pool, name)
+        extent = extent_on(self.engine.configuration, f"{pool}/{name}")
         if extent:
             raise OperationFailedError(
                 f"cannot destroy '{pool}/{name}': dataset is busy: extent {extent} is on it"
@@ -209,12 +209,6 @@ class StorageResource:
         if volume is None:
             raise NotFoundError
         return volume
-
-    def _user(self, pool: str, name: str) -> str:
-        """The extent that is on a volume; empty: none."""
-        path = f"{DEVICES}{pool}/{name}"
-        extents = self.engine.configuration.extents.values()
-        return next((extent.name for extent in extents if extent.path == path), "")
 
 
 async def _asked(question: Awaitable[_T]) -> _T:

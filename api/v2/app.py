@@ -38,6 +38,6 @@ def truenas_resources(
     )
     table = Table(iscsi_methods(engine))
     table.add(volumes.methods())
-    table.add(SnapshotMethods(engine, truenas.datasets, volumes, jobs).methods())
+    table.add(SnapshotMethods(engine, truenas.datasets, jobs).methods())
     table.add(system.methods())
     return RestResource(table, daemon_version), RpcResource(table, jobs)

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from pydantic import Field, model_validator
 
 from api.audit import note
+from api.dataset_use import DEVICES, extent_on
 from api.v2.errors import ArgumentsError, CallError
 from api.v2.methods import Call, Method, Model, Parameter
 from api.v2.query import PARAMETERS, QueryOptions, select
@@ -26,10 +27,10 @@ from targetd.interface import (
     SnapshotStatus,
     Storage,
 )
+from targetd.system.threads import run_in_thread
 
 __all__ = ["DatasetMethods", "call_error", "parsed"]
 
-DEVICES: Final = "/dev/zvol/"
 _BLOCK: Final = re.compile(r"([0-9]{1,6})(K?)")
 FULL: Final = "a directory pool holds no quota and no reservation of a file system"
 
@@ -189,8 +190,16 @@ class DatasetMethods:
             snapshots = await self.datasets.snapshots() if extra.get("snapshots") else []
         except DatasetError as error:
             raise call_error(error) from None
+        return await run_in_thread(
+            self._showing, found, snapshots, bool(extra.get("retrieve_children", True))
+        )
+
+    def _showing(
+        self, found: Sequence[DatasetStatus], snapshots: Sequence[SnapshotStatus], with_children: bool
+    ) -> list[dict[str, Any]]:
+        """All datasets as bodies; a thousand of them would hold the event loop for too long."""
         children: dict[str, list[DatasetStatus]] = {}
-        if extra.get("retrieve_children", True):
+        if with_children:
             for status in found:
                 children.setdefault(status.name.rpartition("/")[0], []).append(status)
         taken: dict[str, list[SnapshotStatus]] = {}
@@ -199,7 +208,7 @@ class DatasetMethods:
         return [self.show(one, children.get(one.name, ()), taken.get(one.name, ())) for one in found]
 
     async def query(self, call: Call, filters: list[Any], options: QueryOptions) -> Any:
-        return select(await self._shown(options.extra), filters, options)
+        return await run_in_thread(select, await self._shown(options.extra), filters, options)
 
     async def get_instance(self, call: Call, id: str, options: QueryOptions) -> Any:
         status = await self._there(id)
@@ -327,17 +336,9 @@ class DatasetMethods:
         Raises:
             CallError: EBUSY, with the extent's name.
         """
-        user = self.user_of(name)
+        user = extent_on(self.engine.configuration, name)
         if user:
             raise CallError(f"cannot {what} '{name}': dataset is busy: extent {user} is on it", errno.EBUSY)
-
-    def user_of(self, name: str) -> str:
-        """The name of an extent on a dataset or below it; empty: there is none."""
-        path = f"{DEVICES}{name}"
-        for extent in self.engine.configuration.extents.values():
-            if extent.path == path or extent.path.startswith(f"{path}/"):
-                return extent.name
-        return ""
 
     async def rename(self, call: Call, id: str, options: RenameOptions) -> None:
         await self._there(id)

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from api.audit import note
-from api.v2.datasets import DEVICES, DatasetMethods, call_error, parsed
+from api.dataset_use import DEVICES, initiator_on
+from api.v2.datasets import call_error, parsed
 from api.v2.errors import ArgumentsError, CallError
 from api.v2.jobs import Job, Jobs
 from api.v2.methods import Call, Method, Model, Parameter
@@ -72,10 +73,9 @@ class Replication(Model):
 class SnapshotMethods:
     """Snapshots, clones, copies."""
 
-    def __init__(self, engine: Engine, datasets: Datasets, volumes: DatasetMethods, jobs: Jobs) -> None:
+    def __init__(self, engine: Engine, datasets: Datasets, jobs: Jobs) -> None:
         self.engine = engine
         self.datasets = datasets
-        self.volumes = volumes
         self.jobs = jobs
 
     def show(self, one: SnapshotStatus) -> dict[str, Any]:
@@ -120,19 +120,8 @@ class SnapshotMethods:
             raise CallError(f"{id} does not exist", errno.ENOENT)
         return select(found, [], options.model_copy(update={"get": True}))
 
-    async def in_use(self, dataset: str) -> str:
-        """The name of an initiator that is logged in to a volume; empty: none is."""
-        path = f"{DEVICES}{dataset}"
-        config = self.engine.configuration
-        extents = {extent.id for extent in config.extents.values() if extent.path == path}
-        targets = {one.target_id for one in config.lun_mappings.values() if one.extent_id in extents}
-        if not targets:
-            return ""
-        sessions = await self.engine.sessions()
-        return next((one.initiator_name for one in sessions if one.target_id in targets), "")
-
     async def create(self, call: Call, model: SnapshotCreate) -> dict[str, Any]:
-        busy = bool(await self.in_use(model.dataset))
+        busy = bool(await initiator_on(self.engine, model.dataset))
         try:
             made = await self.datasets.snapshot(
                 model.dataset, model.name, model.properties, busy, model.recursive
@@ -168,7 +157,7 @@ class SnapshotMethods:
 
     async def rollback(self, call: Call, id: str, options: RollbackOptions) -> None:
         dataset = id.partition("@")[0]
-        user = await self.in_use(dataset)
+        user = await initiator_on(self.engine, dataset)
         if user:
             raise CallError(f"cannot rollback '{dataset}': dataset is busy: {user} is logged in", errno.EBUSY)
         try:

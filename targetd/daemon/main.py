@@ -26,6 +26,7 @@ from aiohttp import web
 from api.app import make_app
 from api.auth import Account, Authenticator, hash_password
 from api.keys import KeyRing
+from api.resources.snapshot import SnapshotResource
 from api.resources.storage import StorageResource
 from api.resources.users import UsersResource
 from api.server import ApiRunner
@@ -160,7 +161,7 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners, deadline: D
         runtime,
         authenticator,
         version=version(),
-        resources=[storage, users],
+        resources=[storage, SnapshotResource(runtime, datasets), users],
         keys=keys,
         truenas=TrueNas(pools, datasets, options.emulated_version or ""),
         page_size=options.api_page_size,

@@ -24,12 +24,10 @@ from pathlib import Path
 from storage import linux
 from storage.open import create_file
 from targetd.interface import DatasetError, DatasetRequest, DatasetStatus, SnapshotStatus
-from targetd.volumes import VOLUME_BLOCK, VOLUMES
+from targetd.volumes import SNAPSHOTS, VOLUME_BLOCK, VOLUMES
 
 __all__ = ["Attributes", "DirectoryDatasets"]
 
-SNAPSHOTS = ".snapshots"
-"""No dataset can have this name: names begin with a letter or digit."""
 COPIES = ".copies"
 """Where copies grow until they are whole."""
 COPY_PIECE = 8 << 20
