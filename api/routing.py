@@ -109,7 +109,7 @@ class Router:
         """
         place, parameters = self.find(request.rel_url.raw_path)
         method = request.method
-        if method == "OPTIONS":
+        if method == "OPTIONS" and method not in place.operations:
             return answer(200, None, {"Allow": place.allow})
         operation = place.operations.get("GET" if method == "HEAD" else method)
         if operation is None:

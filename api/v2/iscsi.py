@@ -27,16 +27,20 @@ from targetd.config import (
     Configuration,
     TargetGroup,
     add,
+    groups_by_target,
     next_id,
     objects,
     remove,
     split_address,
 )
 from targetd.interface import Engine
+from targetd.system.threads import run_in_thread
 
 __all__ = ["iscsi_methods"]
 
 MASK: Final = "********"
+LONG: Final = 100
+"""More objects than this are shown on a thread: the event loop has others to serve."""
 
 # -- requests ---------------------------------------------------------------------------------------
 
@@ -258,14 +262,18 @@ class Family:
     async def all(self, call: Call) -> list[dict[str, Any]]:
         """Every object."""
         config, bodies = await self._bodies()
-        return [self.masked(call, self.show(config, body)) for body in bodies]
+
+        def work() -> list[dict[str, Any]]:
+            return [self.masked(call, self.show(config, body)) for body in bodies]
+
+        return await run_in_thread(work) if len(bodies) > LONG else work()
 
     def masked(self, call: Call, shown: dict[str, Any]) -> dict[str, Any]:
         """What this caller may see of it."""
         return shown
 
     async def query(self, call: Call, filters: list[Any], options: QueryOptions) -> Any:
-        return select(await self.all(call), filters, options)
+        return await run_in_thread(select, await self.all(call), filters, options)
 
     async def get_instance(self, call: Call, id: int, options: QueryOptions) -> Any:
         found = [one for one in await self.all(call) if one["id"] == id]
@@ -359,10 +367,7 @@ class Targets(Family):
     METHODS: Final = {"NONE": "None", "CHAP": "CHAP", "CHAP_MUTUAL": "CHAP Mutual"}
 
     def show(self, config: Configuration, body: Mapping[str, Any]) -> dict[str, Any]:
-        groups = sorted(
-            (group for group in config.target_groups.values() if group.target_id == body["id"]),
-            key=lambda group: group.id,
-        )
+        groups = sorted(groups_by_target(config).get(body["id"], ()), key=lambda group: group.id)
         return {**super().show(config, body), "mode": "ISCSI", "groups": [_group(group) for group in groups]}
 
     async def create(self, call: Call, model: TargetCreate) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from api.auth import Account
 from api.routing import Operation, Router
 from api.v2.errors import ArgumentsError, CallError, errname
 from api.v2.jobs import COLLECTION, Jobs
-from api.v2.methods import Table
+from api.v2.methods import Table, encoded
 
 __all__ = ["RpcResource", "is_rpc_path"]
 
@@ -93,7 +93,7 @@ class Connection:
 
     async def _send(self, message: Mapping[str, Any]) -> None:
         try:
-            await self._socket.send_str(json.dumps(message))
+            await self._socket.send_str((await encoded(message)).decode())
         except (ConnectionError, RuntimeError):
             pass  # it is being closed; the reader ends with it
 
