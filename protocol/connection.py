@@ -315,7 +315,10 @@ class Connection:
             return
         overdue = self._overdue(now)
         if overdue and not self.has_unread():
-            self.lost(overdue)
+            if self._logout_deadline and now > self._logout_deadline and self.session is not None:
+                self.sessions.end(self.session, overdue, notice=True)  # all its connections were asked
+            else:
+                self.lost(overdue)
         elif (
             self.nop_interval_s
             and self._ping_tag == RESERVED_TAG

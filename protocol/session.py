@@ -13,8 +13,8 @@ of command numbering and flow control (§4.2.2.1):
 (session reinstatement, §6.3.5), one more connection, or the same connection again.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from protocol import allegiance, serial
@@ -353,6 +353,19 @@ class SessionTable:
             if self._last_tsih not in self._by_tsih:
                 return self._last_tsih
         return 0
+
+    def rename(self, names: "Mapping[Target, str]") -> None:
+        """Targets have other names from now on: their sessions go on under these, and are found by them when
+        their initiators log in anew."""
+        renamed = [session for session in self.sessions.values() if session.target in names]
+        for session in renamed:
+            self._by_port.pop((session.nexus.initiator_port, session.nexus.target_port), None)
+        for session in renamed:
+            assert session.target is not None
+            name, nexus = names[session.target], session.nexus
+            nexus.rename_target(name)
+            session.grant = replace(session.grant, target_name=name)
+            self._by_port[nexus.initiator_port, nexus.target_port] = session
 
     def set_depth(self, target: "Target", queue_depth: int) -> None:
         """Another queue depth for the sessions of a target."""

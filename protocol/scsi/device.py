@@ -69,6 +69,12 @@ class Target:
             fields[flat_lun(lun)] = unit
         self._by_field = fields
 
+    def rename(self, name: str) -> None:
+        """Another name from now on; VPD page 83h says it, so every nexus is told."""
+        self.name = name
+        for unit in self.luns.values():
+            unit.raise_attention(Sense.INQUIRY_DATA_CHANGED)
+
     def unit_for(self, field: bytes) -> LogicalUnit:
         """The unit of an 8-byte LUN field, or the stand-in."""
         return self._by_field.get(field, self.absent)

@@ -150,6 +150,19 @@ class State:
         alive = bool(kept) if self.type in _ALL_REGISTRANTS else self.holder in kept
         return state if alive else state.released()
 
+    def with_names(self, names: Mapping[str, str]) -> "State":
+        """With other target names, by old ones: registrations are of the ports, whatever they are called."""
+
+        def renamed(ports: Ports) -> Ports:
+            name, separator, tag = ports[1].rpartition(",t,")
+            return ports[0], names.get(name, name) + separator + tag
+
+        return replace(
+            self,
+            registrations={renamed(ports): key for ports, key in self.registrations.items()},
+            holder=renamed(self.holder) if self.holder is not None else None,
+        )
+
     def export(self) -> bytes:
         """For ``restore`` after a power loss; nothing without APTPL."""
         if not self.aptpl:

@@ -21,7 +21,8 @@ class Nexus:
     """An I_T nexus (SAM-5 §4.8): one iSCSI session between an initiator port and a target port.
 
     Compared by identity. Persistent reservations outlive it and are keyed by ``initiator_port`` and
-    ``target_port`` (SPC-4 §5.13.7 with RFC 7143 §4.4: the names carry ISID and portal group tag).
+    ``target_port`` (SPC-4 §5.13.7 with RFC 7143 §4.4: the names carry ISID and portal group tag). The
+    target's name changes where an operator renames it.
     """
 
     __slots__ = (
@@ -38,12 +39,16 @@ class Nexus:
     ) -> None:
         self.initiator_name = initiator_name
         self.initiator_port = f"{initiator_name},i,0x{isid.hex()}"
-        self.target_name = target_name
-        self.target_port = f"{target_name},t,0x{target_portal_group_tag:04x}"
         self.relative_target_port = target_portal_group_tag
         self.user = user
         """Who it has proven to be (CHAP); empty where no proof was asked for. Names are only claimed, so
         what belongs to a nexus of a user is not inherited by another's of the same name."""
+        self.rename_target(target_name)
+
+    def rename_target(self, target_name: str) -> None:
+        """The target, and so its port, has another name from now on."""
+        self.target_name = target_name
+        self.target_port = f"{target_name},t,0x{self.relative_target_port:04x}"
 
     def __repr__(self) -> str:
         return f"<Nexus {self.initiator_port} {self.target_port}>"

@@ -151,6 +151,25 @@ class Reservations:
         self.state = state
         self._changed()
 
+    def rename_targets(self, names: Mapping[str, str], keep: Callable[[bytes], None]) -> None:
+        """Registrations go on under other names of their targets (by old ones), kept ones too.
+
+        Args:
+            keep: stores what a power loss must not take, if that has changed.
+        """
+
+        def turn() -> None:
+            before = self.state
+            self.state = before.with_names(names)
+            self._changed()
+            if self.state != before and self.state.aptpl:
+                keep(self.state.export())
+
+        if self._keeping:
+            self._turns.append(turn)
+        else:
+            turn()
+
     def nexus_lost(self, nexus: Nexus) -> None:
         """The nexus is gone: its RESERVE(6/10) ends; persistent reservations stay."""
         if self.reserved_by is nexus:

@@ -97,22 +97,25 @@ def _block_sizes(
         touched |= {mapping.extent_id for mapping in mappings_by_target(new).get(target_id, ())}
     for extent_id in sorted(touched & extents.keys()):
         live, before, after = extents[extent_id], old.extents[extent_id], new.extents[extent_id]
+        by_extent = before.block_size != after.block_size
+        under: dict[int, list[str]] = {}
+        """Target → who is logged in to it and has the extent."""
         for mapping in mappings_by_extent(new).get(extent_id, ()):
             unit, target = live.units.get(mapping.target_id), old.targets.get(mapping.target_id)
-            if unit is None or target is None:
-                continue
-            was = appearance(before, target, mapping).block_size
-            now = appearance(after, new.targets[target.id], mapping).block_size
-            if was == now:
-                continue
-            message = busy(live)
-            if not message and unit.nexuses and not force:
-                names = _listed(nexus.initiator_name for nexus in unit.nexuses)
-                message = _refusal(names, f"change its block size from {was} to {now} bytes")
-            if message and before.block_size != after.block_size:
-                yield Problem("extents", "block_size", message, extent_id)
-            elif message:
-                yield Problem("targets", "logical_block_size", message, target.id)
+            if unit is not None and target is not None:
+                was = appearance(before, target, mapping)
+                now = appearance(after, new.targets[target.id], mapping)
+                if was.block_size != now.block_size:
+                    under[target.id] = [nexus.initiator_name for nexus in unit.nexuses]
+        message = busy(live) if under else ""
+        names = _listed(name for found in under.values() for name in found)
+        if not message and names and not force:
+            message = _refusal(names, "change its block size")
+        if message and by_extent:
+            yield Problem("extents", "block_size", message, extent_id)
+        elif message:
+            for target_id in under:
+                yield Problem("targets", "logical_block_size", message, target_id)
 
 
 # -- media ----------------------------------------------------------------------------------------
@@ -132,14 +135,14 @@ def _identity(path: str) -> object:
     return status.st_rdev or (status.st_dev, status.st_ino)
 
 
-def check_medium(before: Extent, after: Extent, names: str) -> None:
+def check_medium(after: Extent, other_kind: bool, names: str) -> None:
     """Refuse another medium under the initiators ``names``, if there are any.
 
     Raises:
         ConfigError: on ``path`` or ``type``.
     """
-    attribute = "path" if before.path != after.path else "type"
     if names:
+        attribute = "type" if other_kind else "path"
         message = _refusal(names, f"change its {attribute}")
         raise ConfigError.one("extents", attribute, message, after.id)
 

@@ -574,7 +574,7 @@ class Runtime:
                     if was == now:
                         continue
                     if in_use.is_another_medium(was, now):
-                        in_use.check_medium(before, extent, names)
+                        in_use.check_medium(extent, was.kind != now.kind, names)
                         prepared.replaced.add(extent.id)
                 self._prepare_extent(extent, prepared, names)
         except BaseException:
@@ -903,7 +903,10 @@ class Runtime:
         than the rest of the change together.
         """
         gone = []
+        renamed: dict[ScsiTarget, str] = {}
         targets, extents = _touched(old, new, changes)
+        if old.globals.basename != new.globals.basename:
+            targets |= new.targets.keys()
         for id in targets:
             scsi = self._targets.get(id)
             target = new.targets.get(id)
@@ -922,6 +925,8 @@ class Runtime:
                     gone.append(self._targets.pop(id))
                 elif changed:
                     self.server.sessions.tell_luns_changed(scsi)
+                if target is not None and (name := full_name(new.globals, target)) != scsi.name:
+                    renamed[scsi] = name
                 if target is not None and target.queue_depth != old.targets[id].queue_depth:
                     self.server.sessions.set_depth(scsi, target.queue_depth)
             elif target is not None:
@@ -933,7 +938,21 @@ class Runtime:
         for id in extents & self._extents.keys():
             mappings = mappings_by_extent(new).get(id, ())
             self._extents[id].keep_units({mapping.target_id for mapping in mappings})
+        if renamed:
+            self._rename(renamed)
         return gone
+
+    def _rename(self, renamed: Mapping[ScsiTarget, str]) -> None:
+        """Targets that have another name stay what they are: sessions, registrations, units."""
+        names = {scsi.name: name for scsi, name in renamed.items()}
+        for scsi, name in renamed.items():
+            scsi.rename(name)
+        self.server.sessions.rename(renamed)
+        for id, live in self._extents.items():
+            live.reservations.rename_targets(names, partial(self._keep_reservations, id))
+
+    def _keep_reservations(self, extent_id: int, state: bytes) -> None:
+        self._keep(extent_id, RESERVATIONS_KEPT_AS, state, lambda error: None)  # it has been logged
 
     # -- sessions -----------------------------------------------------------------------------
 
