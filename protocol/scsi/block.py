@@ -18,7 +18,7 @@ Rules:
 Source: SBC-3 r36 §5.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,7 @@ __all__ = [
     "begin_read",
     "decode",
     "medium",
+    "paced",
     "prefetch",
     "prefetch_nowait",
     "prepare_range",
@@ -115,6 +116,21 @@ def set_range(unit: "LogicalUnit", request: Request, lba: int, blocks: int, lba_
 def set_rest(unit: "LogicalUnit", request: Request, lba: int, blocks: int) -> None:
     """Like ``set_range``, where zero blocks mean all from ``lba`` to the last one."""
     set_range(unit, request, lba, blocks or max(0, unit.blocks - lba))
+
+
+def paced(unit: "LogicalUnit", request: Request, offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """The range in pieces, (offset, length) of each, when I/O limits let the medium move it. On a worker.
+
+    Ends early when the command has been aborted: ``request.aborted`` says so.
+    """
+    throttle = unit.throttle
+    chunk = COPY_CHUNK_BYTES
+    if throttle is not None:
+        chunk = min(chunk, throttle.piece_bytes or chunk)
+    for at, size in pieces(offset, length, chunk):
+        if request.aborted or (throttle is not None and not throttle.spend(size, lambda: request.aborted)):
+            return
+        yield at, size
 
 
 def decode(cdb: bytes) -> tuple[int, int, int, int]:
@@ -256,6 +272,8 @@ def _ignore(outcome: Outcome) -> None:
 
 def synchronize_cache_nowait(unit: "LogicalUnit", request: Request) -> Outcome | None:
     """With IMMED: begin, and answer."""
+    if not request.length:
+        return synchronize_cache(unit, request)
     if not request.cdb[1] & IMMED:
         if not request.offset and request.length == unit.blocks * unit.block_size:
             unit.begin_flush(request)
@@ -270,8 +288,7 @@ def synchronize_cache_nowait(unit: "LogicalUnit", request: Request) -> Outcome |
             pass  # the backend counts it among its lost writes, and everyone who wrote is told
         return GOOD
 
-    if length:
-        unit.lane.run(work, lambda _: unit.note_lost_writes())
+    unit.lane.flushes.run(work, lambda _: unit.note_lost_writes())
     return GOOD
 
 
@@ -300,7 +317,7 @@ def prefetch_nowait(unit: "LogicalUnit", request: Request) -> Outcome | None:
         except (OSError, CheckCondition):
             return GOOD  # a READ of the same blocks will tell
 
-    unit.lane.run(work, _ignore)
+    unit.lane.long.run(work, _ignore)
     return _prefetched(request)
 
 
@@ -311,8 +328,6 @@ def _prefetched(request: Request) -> Outcome:
 def prefetch(unit: "LogicalUnit", request: Request) -> Outcome:
     """PRE-FETCH: CONDITION MET when all of the range has been read, GOOD when only its beginning was."""
     backend = medium(unit)
-    for offset, size in pieces(request.offset, min(request.length, PREFETCH_BYTES), COPY_CHUNK_BYTES):
-        if request.aborted:
-            return ABORTED
+    for offset, size in paced(unit, request, request.offset, min(request.length, PREFETCH_BYTES)):
         backend.read(offset, size)
-    return _prefetched(request)
+    return ABORTED if request.aborted else _prefetched(request)

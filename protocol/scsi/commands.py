@@ -43,6 +43,10 @@ After = Callable[["LogicalUnit", Request, Outcome], None]
 """Runs on the event loop when the body has ended well or badly, before the outcome is delivered."""
 
 
+LONG_BYTES = 2 * 2**20
+"""More than initiators read or write at once (Linux 1280 KiB), less than a slow disk does in 100 ms."""
+
+
 class Data(Enum):
     """Which way the parameter or user data goes."""
 
@@ -119,6 +123,15 @@ class Command:
     access: Access = Access.ALLOWED
     prepare: Prepare | None = None
     after: After | None = None
+    long_bytes: int = LONG_BYTES
+    """A range of more than this takes long: it goes to the lane's workers for such work."""
+    flushes: bool = False
+    """The body is a flush of the medium: those that wait at the same time share one."""
+    moves: int = 1
+    """How often the medium moves the range, as I/O limits count it; 0: the body takes its shares piece by
+    piece (``block.paced``), and no more than a command is counted when it starts."""
+    limited: bool = False
+    """Counts against I/O limits though it moves no data between initiator and medium."""
     exclusive: bool = False
     """Nothing else may touch its range while it runs."""
     offered: Callable[["LogicalUnit"], bool] | None = None
@@ -140,6 +153,8 @@ class Command:
     """Moves user data to the medium."""
     takes_parameters: bool = field(init=False)
     """Data-Out that is no user data: a parameter list."""
+    counted: bool = field(init=False)
+    """I/O limits count it."""
     changes: bool = field(init=False)
     """May change the medium: when aborted it may still land, so nobody may pass it."""
 
@@ -163,6 +178,7 @@ class Command:
         put(self, "takes_parameters", not ranged and self.data is Data.OUT)
         put(self, "writes", ranged and self.data is Data.OUT and changes)
         put(self, "changes", changes)
+        put(self, "counted", self.reads or self.writes or self.limited)
 
 
 def service_action_field(opcode: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ Source: SBC-3 r36 §5.
 
 from typing import TYPE_CHECKING
 
-from protocol.scsi.block import ABORTED, decode, medium, received, set_range, wants_durable
+from protocol.scsi.block import ABORTED, decode, medium, paced, received, set_range, wants_durable
 from protocol.scsi.limits import (
     COPY_CHUNK_BYTES,
     MAXIMUM_COMPARE_AND_WRITE_BLOCKS,
@@ -17,7 +17,7 @@ from protocol.scsi.limits import (
 )
 from protocol.scsi.request import GOOD, Buffer, Outcome, Request
 from protocol.scsi.sense import CheckCondition, Sense
-from storage.base import Backend
+from storage.base import Backend, Run
 
 if TYPE_CHECKING:
     from protocol.scsi.device import LogicalUnit
@@ -35,6 +35,9 @@ __all__ = [
 
 # -- VERIFY, WRITE AND VERIFY (SBC-3 §5.29 to 5.31, §5.36 to 5.38) -----------------------------------
 
+COMPARED_BYTES = 65536
+"""Compared or combined at once."""
+
 _COMPARE_NONE, _COMPARE_ALL, _COMPARE_ONE_BLOCK = 0, 1, 3
 
 
@@ -47,10 +50,10 @@ def prepare_verify(unit: "LogicalUnit", request: Request) -> None:
     """VERIFY(10), (12), (16). BYTCHK 00b takes no Data-Out: if some is sent all the same, it is ignored."""
     _, lba, blocks, blocks_at = decode(request.cdb)
     set_range(unit, request, lba, blocks)
+    if request.length > MAXIMUM_TRANSFER_BYTES:
+        raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=blocks_at)
     check = _byte_check(request.cdb)
     if check == _COMPARE_ALL:
-        if request.length > MAXIMUM_TRANSFER_BYTES:
-            raise CheckCondition(Sense.INVALID_FIELD_IN_CDB, field=blocks_at)
         request.transfer_length = request.length
     elif check == _COMPARE_ONE_BLOCK:
         request.transfer_length = min(unit.block_size, request.length)
@@ -59,49 +62,56 @@ def prepare_verify(unit: "LogicalUnit", request: Request) -> None:
 
 
 def verify(unit: "LogicalUnit", request: Request) -> Outcome:
-    """VERIFY: read the range, and compare it as BYTCHK says; a difference is MISCOMPARE."""
+    """VERIFY: see whether the range can be read, or compare it as BYTCHK says; a difference is MISCOMPARE."""
     backend = medium(unit)
     check = _byte_check(request.cdb)
-    length = request.length
     if check == _COMPARE_NONE:
-        return _read_through(backend, request)
+        return _look_through(unit, backend, request)
     data = memoryview(received(request, request.transfer_length))
     if check == _COMPARE_ONE_BLOCK:
         if len(data) < request.transfer_length:
             raise CheckCondition(Sense.INVALID_INFORMATION_UNIT)
-        return _compare_one_block(backend, request, bytes(data))
-    for offset, size in pieces(request.offset, min(length, len(data)), COPY_CHUNK_BYTES):
-        if request.aborted:
-            return ABORTED
+        return _compare_one_block(unit, backend, request, bytes(data))
+    for offset, size in paced(unit, request, request.offset, min(request.length, len(data))):
         at = offset - request.offset
-        if backend.read(offset, size) != data[at : at + size]:
+        if not equal(backend.read(offset, size), data[at : at + size]):
             raise CheckCondition(Sense.MISCOMPARE_DURING_VERIFY)
-    return GOOD
+    return ABORTED if request.aborted else GOOD
 
 
-def _read_through(backend: Backend, request: Request) -> Outcome:
-    for offset, size in pieces(request.offset, request.length, COPY_CHUNK_BYTES):
-        if request.aborted:
-            return ABORTED
-        backend.read(offset, size)
-    return GOOD
+def _look_through(unit: "LogicalUnit", backend: Backend, request: Request) -> Outcome:
+    """BYTCHK 00b: what is a hole or in memory can be had, and only the rest is read to see whether it can."""
+    runs = backend.runs(request.offset, request.length) if backend.capabilities.map_query else None
+    for run in runs or (Run(request.offset, request.length, True),):
+        if not run.mapped:
+            continue
+        for offset, size in paced(unit, request, run.offset, run.length):
+            if backend.read_nowait(offset, size) is None:
+                backend.read(offset, size)
+    return ABORTED if request.aborted else GOOD
 
 
-def _compare_one_block(backend: Backend, request: Request, block: bytes) -> Outcome:
+def _compare_one_block(unit: "LogicalUnit", backend: Backend, request: Request, block: bytes) -> Outcome:
     """BYTCHK 11b: every block of the range equals the one sent."""
     if not block:
         return GOOD
-    per_chunk = max(1, COPY_CHUNK_BYTES // len(block))
-    pattern = memoryview(block * per_chunk)
-    done = 0
-    while done < request.length:
-        if request.aborted:
-            return ABORTED
-        size = min(len(pattern), request.length - done)
-        if backend.read(request.offset + done, size) != pattern[:size]:
+    pattern = memoryview(block * max(1, COPY_CHUNK_BYTES // len(block)))
+    for offset, size in paced(unit, request, request.offset, request.length):
+        if not equal(backend.read(offset, size), pattern[:size]):
             raise CheckCondition(Sense.MISCOMPARE_DURING_VERIFY)
-        done += size
-    return GOOD
+    return ABORTED if request.aborted else GOOD
+
+
+def equal(one: Buffer, other: Buffer) -> bool:
+    """Whether two buffers hold the same, by memcmp(3), in pieces that hold the interpreter's lock for some
+    microseconds each. (Memoryviews compare themselves item by item, a thousand times as slowly.)"""
+    if len(one) != len(other):
+        return False
+    with memoryview(one) as a, memoryview(other) as b:
+        return all(
+            bytes(a[at : at + COMPARED_BYTES]) == bytes(b[at : at + COMPARED_BYTES])
+            for at in range(0, len(a), COMPARED_BYTES)
+        )
 
 
 def prepare_write_and_verify(unit: "LogicalUnit", request: Request) -> None:
@@ -123,7 +133,7 @@ def write_and_verify(unit: "LogicalUnit", request: Request) -> Outcome:
         return GOOD
     backend.write(request.offset, data, durable=True)
     back = backend.read(request.offset, len(data))
-    if _byte_check(request.cdb) == _COMPARE_ALL and back != data:
+    if _byte_check(request.cdb) == _COMPARE_ALL and not equal(back, data):
         raise CheckCondition(Sense.MISCOMPARE_DURING_VERIFY)
     return GOOD
 
@@ -147,11 +157,11 @@ def first_difference(one: Buffer, other: Buffer) -> int | None:
     """Offset of the first byte in which two buffers of equal length differ."""
     one, other = memoryview(one), memoryview(other)
     low, high = 0, len(one)
-    if one == other:
+    if equal(one, other):
         return None
     while high - low > 1:  # it is in one[low:high]
         middle = (low + high) // 2
-        if one[low:middle] == other[low:middle]:
+        if equal(one[low:middle], other[low:middle]):
             low = middle
         else:
             high = middle
@@ -200,7 +210,15 @@ def orwrite(unit: "LogicalUnit", request: Request) -> Outcome:
         if request.aborted:
             return ABORTED
         at = offset - request.offset
-        mask = int.from_bytes(data[at : at + size], "little")
-        bits = int.from_bytes(backend.read(offset, size), "little") | mask
-        backend.write(offset, bits.to_bytes(size, "little"), durable=durable)
+        backend.write(offset, _combined(backend.read(offset, size), data[at : at + size]), durable=durable)
     return GOOD
+
+
+def _combined(one: Buffer, other: Buffer) -> bytes:
+    """One or the other, bit by bit; in pieces, for numbers hold the interpreter's lock."""
+    parts = []
+    for at in range(0, len(one), COMPARED_BYTES):
+        bits = int.from_bytes(one[at : at + COMPARED_BYTES], "little")
+        bits |= int.from_bytes(other[at : at + COMPARED_BYTES], "little")
+        parts.append(bits.to_bytes(min(COMPARED_BYTES, len(one) - at), "little"))
+    return b"".join(parts)

@@ -19,12 +19,22 @@ from protocol.enums import ScsiStatus
 from protocol.scsi.commands import Access, Command, Needs
 from protocol.scsi.request import GOOD, Nexus, Outcome, Request
 from protocol.scsi.sense import CheckCondition, ReservationConflict, Sense, from_os_error
+from protocol.scsi.taskset import Throttle
 from storage.base import Backend
 
 if TYPE_CHECKING:
     from protocol.scsi.device import LogicalUnit
 
-__all__ = ["MAXIMUM_RESULTS", "Copy", "Result", "Results", "results_of", "run", "visible_units"]
+__all__ = [
+    "MAXIMUM_RESULTS",
+    "Copy",
+    "Result",
+    "Results",
+    "results_of",
+    "run",
+    "throttles_of",
+    "visible_units",
+]
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +73,24 @@ class Copy:
     length: int
     durable: bool
     """The destination has WCE off."""
+    throttles: tuple[Throttle, ...] = ()
+    """I/O limits of the source and the destination; what both share counts once."""
 
-    def pieces(self) -> Iterable[int]:
-        """Where in it the pieces of ``CHUNK_BYTES`` begin. Within one medium source and destination may
-        overlap: it goes in the direction in which nothing is overwritten that is still to be read."""
-        steps = range(0, self.length, CHUNK_BYTES)
-        return reversed(steps) if self.source is self.backend and self.source_offset < self.offset else steps
+    def pieces(self) -> Iterable[tuple[int, int]]:
+        """(Where in it, bytes) of its pieces. Within one medium source and destination may overlap: it goes
+        in the direction in which nothing is overwritten that is still to be read."""
+        limits = [each.piece_bytes for each in self.throttles]
+        chunk = min([CHUNK_BYTES, *filter(None, limits)])
+        steps: Iterable[int] = range(0, self.length, chunk)
+        if self.source is self.backend and self.source_offset < self.offset:
+            steps = reversed(range(0, self.length, chunk))
+        return ((at, min(chunk, self.length - at)) for at in steps)
+
+
+def throttles_of(*units: "LogicalUnit | None") -> tuple[Throttle, ...]:
+    """The I/O limits of some units, each once."""
+    found = dict.fromkeys(unit.throttle for unit in units if unit is not None)
+    return tuple(throttle for throttle in found if throttle is not None)
 
 
 def source_backend(unit: "LogicalUnit", request: Request) -> Backend:
@@ -98,10 +120,11 @@ def _copies(request: Request, todo: list[Copy], progress: Callable[[int], None])
     """Do them in order, on a worker; False: the command was aborted. ``progress`` hears the bytes done."""
     done = 0
     for copy in todo:
-        for at in copy.pieces():
+        for at, size in copy.pieces():
             if request.aborted:
                 return False
-            size = min(CHUNK_BYTES, copy.length - at)
+            if not all(throttle.spend(size, lambda: request.aborted) for throttle in copy.throttles):
+                return False
             if copy.source is None:
                 copy.backend.write_zeroes(copy.offset + at, size)
             else:
@@ -209,4 +232,4 @@ def run(
     ranges = [(copy.unit, copy.offset, copy.length) for copy in todo]
     for copy in todo:
         copy.unit.note_written(request.nexus)
-    unit.claim(request, ranges, partial(unit.lane.run, work, done))
+    unit.claim(request, ranges, partial(unit.lane.long.run, work, done))

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from protocol.scsi.commands import Command
-from protocol.scsi.request import Nexus, Outcome, Request
+from protocol.scsi.request import Nexus, Request
 from protocol.scsi.sense import Sense
 
 __all__ = ["Keep", "Lane", "Reservations", "Reset", "UnitConfig"]
@@ -50,8 +50,16 @@ class UnitConfig:
 class Lane(Protocol):
     """Workers of one medium, bounded, so that a stuck medium holds no other."""
 
-    def run(self, work: Callable[[], Outcome], done: Callable[[Outcome], None]) -> None:
+    def run(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Call ``work`` on a worker thread, then ``done`` with its result on the event loop."""
+
+    @property
+    def long(self) -> "Lane":
+        """Workers for what takes long, so that it leaves room for what does not."""
+
+    @property
+    def flushes(self) -> "Lane":
+        """A worker for flushes, one at a time: each covers all that was written before it began."""
 
 
 class Reservations(Protocol):

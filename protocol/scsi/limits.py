@@ -9,6 +9,7 @@ from collections.abc import Iterator
 __all__ = [
     "COPY_CHUNK_BYTES",
     "LBA_STATUS_DESCRIPTORS",
+    "LIMITED_SPACE_CHUNK_BYTES",
     "MAXIMUM_ATOMIC_BLOCKS",
     "MAXIMUM_COMPARE_AND_WRITE_BLOCKS",
     "MAXIMUM_TRANSFER_BYTES",
@@ -27,7 +28,8 @@ __all__ = [
 MAXIMUM_TRANSFER_BYTES = 32 * 2**20
 """MAXIMUM TRANSFER LENGTH. One command may hold this much memory, and ``protocol.limits.MAX_IN_FLIGHT`` says
 what all of a connection may; initiators split what is longer by themselves. Linux asks for 1280 KiB, Windows
-for 8 MiB; libiscsi's suite writes what MAXIMUM WRITE SAME LENGTH allows in one go."""
+for 8 MiB; libiscsi's suite writes what MAXIMUM WRITE SAME LENGTH allows in one go. It holds for VERIFY too,
+whatever BYTCHK says: the medium has to move as much."""
 
 OPTIMAL_TRANSFER_BYTES = 2**20
 """OPTIMAL TRANSFER LENGTH: beyond it a longer command saves nothing any more."""
@@ -65,6 +67,10 @@ COPY_CHUNK_BYTES = 2**20
 SPACE_CHUNK_BYTES = 256 * 2**20
 """The same for what moves no data: unmapping, zeroing. A multiple of every unmap granularity, so that
 pieces give back as much as the whole."""
+
+
+LIMITED_SPACE_CHUNK_BYTES = 8 * 2**20
+"""The same under I/O limits, which count what was allocated there."""
 
 
 def maximum_transfer_blocks(block_size: int) -> int:

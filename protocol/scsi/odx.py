@@ -24,10 +24,12 @@ from protocol.scsi.copymanager import (
     results_of,
     run,
     source_backend,
+    throttles_of,
     visible_units,
 )
 from protocol.scsi.request import GOOD, Outcome, Request
 from protocol.scsi.sense import CheckCondition, Sense
+from protocol.scsi.taskset import Throttle
 from storage.base import Backend
 
 if TYPE_CHECKING:
@@ -205,11 +207,12 @@ def write_using_token(unit: "LogicalUnit", request: Request) -> Outcome | None:
     ranges = _ranges(unit, data, _WRITE_HEADER_BYTES)
     destination = destination_backend(unit, request)
     wanted = sum(blocks for _, blocks in ranges) * unit.block_size
+    source: LogicalUnit | None = None
     if int.from_bytes(given[0:4], "big") == BLOCK_DEVICE_ZERO:
         pieces: list[tuple[Backend | None, int, int]] = [(None, 0, wanted)]
     else:
-        pieces = _pieces(unit, request, given, offset, wanted, delete=bool(data[2] & _DEL_TKN))
-    todo = _pair(unit, pieces, ranges, destination)
+        source, pieces = _pieces(unit, request, given, offset, wanted, delete=bool(data[2] & _DEL_TKN))
+    todo = _pair(unit, pieces, ranges, destination, throttles_of(unit, source))
     list_identifier = int.from_bytes(request.cdb[6:10], "big")
     result = results_of(unit).begin(unit, request.nexus, list_identifier, _WRITE_USING_TOKEN)
     result.segments = len(ranges)
@@ -220,8 +223,9 @@ def write_using_token(unit: "LogicalUnit", request: Request) -> Outcome | None:
 
 def _pieces(
     unit: "LogicalUnit", request: Request, given: bytes, offset: int, wanted: int, *, delete: bool
-) -> list[tuple[Backend | None, int, int]]:
-    """What a token stands for from ``offset`` (blocks of this unit) on: (backend, byte offset, bytes)."""
+) -> "tuple[LogicalUnit, list[tuple[Backend | None, int, int]]]":
+    """What a token stands for from ``offset`` (blocks of this unit) on: the unit that it was made from, and
+    (backend, byte offset, bytes)."""
     token = _tokens.get(given[8:16])
     if token is None:
         raise _wrong(16, Sense.TOKEN_UNKNOWN)
@@ -253,7 +257,7 @@ def _pieces(
         skip -= cut
         if size > cut:
             pieces.append((backend, lba * token.block_size + cut, size - cut))
-    return pieces
+    return source, pieces
 
 
 def _pair(
@@ -261,6 +265,7 @@ def _pair(
     pieces: list[tuple[Backend | None, int, int]],
     ranges: _Ranges,
     destination: Backend,
+    throttles: tuple[Throttle, ...],
 ) -> list[Copy]:
     """Lay the pieces of the source along the ranges of the destination."""
     todo: list[Copy] = []
@@ -271,7 +276,7 @@ def _pair(
             source, begin, size = pieces[at]
             length = min(left, size - used)
             durable = not unit.write_cache
-            todo.append(Copy(source, begin + used, unit, destination, offset, length, durable))
+            todo.append(Copy(source, begin + used, unit, destination, offset, length, durable, throttles))
             offset += length
             left -= length
             used += length

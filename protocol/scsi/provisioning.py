@@ -10,10 +10,11 @@ from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from protocol.scsi.block import ABORTED, decode, medium, received, set_range, set_rest
+from protocol.scsi.block import ABORTED, decode, medium, paced, received, set_range, set_rest
 from protocol.scsi.limits import (
     COPY_CHUNK_BYTES,
     LBA_STATUS_DESCRIPTORS,
+    LIMITED_SPACE_CHUNK_BYTES,
     MAXIMUM_UNMAP_BLOCKS,
     MAXIMUM_UNMAP_DESCRIPTORS,
     MAXIMUM_WRITE_SAME_BLOCKS,
@@ -82,36 +83,47 @@ def write_same(unit: "LogicalUnit", request: Request) -> Outcome:
     give_back = flags & UNMAP and backend.capabilities.unmap_reads_zero
     if flags & UNMAP or not any(pattern):
         clear = backend.unmap if give_back else backend.write_zeroes
-        finished = _clear(request, clear, request.offset, request.length)
+        clear_range(unit, request, backend, clear, request.offset, request.length)
     else:
-        finished = _fill(backend, request, pattern)
-    if not finished:
+        _fill(unit, backend, request, pattern)
+    if request.aborted:
         return ABORTED
     if not unit.write_cache and request.length:
         backend.flush(request.offset, request.length)
     return GOOD
 
 
-def _clear(request: Request, clear: Callable[[int, int], None], offset: int, length: int) -> bool:
-    """``clear`` a range in pieces; False: aborted."""
-    for at, size in pieces(offset, length, SPACE_CHUNK_BYTES):
+def clear_range(
+    unit: "LogicalUnit",
+    request: Request,
+    backend: Backend,
+    clear: Callable[[int, int], None],
+    offset: int,
+    length: int,
+) -> None:
+    """``clear`` a range in pieces, until aborted. I/O limits count what the medium had there."""
+    throttle = unit.throttle
+    limited = throttle is not None and throttle.piece_bytes
+    for at, size in pieces(offset, length, LIMITED_SPACE_CHUNK_BYTES if limited else SPACE_CHUNK_BYTES):
         if request.aborted:
-            return False
+            return
+        if throttle is not None and not throttle.spend(allocated(backend, at, size), lambda: request.aborted):
+            return
         clear(at, size)
-    return True
 
 
-def _fill(backend: Backend, request: Request, pattern: bytes) -> bool:
-    """Write a block over and over; False: aborted."""
+def allocated(backend: Backend, offset: int, length: int) -> int:
+    """Bytes of a range that the medium has blocks for, as far as it can tell."""
+    if not backend.capabilities.map_query:
+        return length
+    return sum(run.length for run in backend.runs(offset, length) if run.mapped)
+
+
+def _fill(unit: "LogicalUnit", backend: Backend, request: Request, pattern: bytes) -> None:
+    """Write a block over and over, until aborted."""
     data = memoryview(pattern * max(1, min(COPY_CHUNK_BYTES, request.length) // len(pattern)))
-    done = 0
-    while done < request.length:
-        if request.aborted:
-            return False
-        size = min(len(data), request.length - done)
-        backend.write(request.offset + done, data[:size])
-        done += size
-    return True
+    for at, size in paced(unit, request, request.offset, request.length):
+        backend.write(at, data[:size])
 
 
 _UNMAP_HEADER_BYTES = 8
@@ -170,7 +182,8 @@ def unmap(unit: "LogicalUnit", request: Request) -> Outcome:
     backend = medium(unit)
     ranges = unmap_ranges(unit, received(request, request.transfer_length))
     for offset, length in ranges:
-        if not _clear(request, backend.unmap, offset, length):
+        clear_range(unit, request, backend, backend.unmap, offset, length)
+        if request.aborted:
             return ABORTED
     if ranges and not unit.write_cache:
         backend.flush()

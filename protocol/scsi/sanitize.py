@@ -21,10 +21,12 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from protocol.scsi.block import medium, set_range
-from protocol.scsi.limits import COPY_CHUNK_BYTES, SPACE_CHUNK_BYTES, pieces
+from protocol.scsi.limits import COPY_CHUNK_BYTES, LIMITED_SPACE_CHUNK_BYTES, SPACE_CHUNK_BYTES, pieces
+from protocol.scsi.provisioning import allocated
 from protocol.scsi.request import GOOD, Outcome, Request
 from protocol.scsi.reservations import Reservations
 from protocol.scsi.sense import CheckCondition, Sense
+from protocol.scsi.taskset import Throttle
 from storage.base import Backend
 
 if TYPE_CHECKING:
@@ -125,6 +127,8 @@ class Operation:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.least_s = 0.0 if plan.action == Action.FORMAT else OVERWRITE_SECONDS
+        self.throttle: Callable[[], Throttle | None] = lambda: None
+        """The I/O limits of the extent now."""
         self.total = 1
         self.done = 0
         """Of ``total`` bytes; written by the worker, read by everybody."""
@@ -153,6 +157,11 @@ class Operation:
         """What the unit answers after it has failed."""
         return Sense.MEDIUM_FORMAT_CORRUPTED if self.formats else Sense.SANITIZE_COMMAND_FAILED
 
+    def _may_move(self, length: int) -> bool:
+        """Wait for the share of I/O limits; False: stopped."""
+        throttle = self.throttle()
+        return throttle is None or throttle.spend(length, self.stopped.is_set)
+
     def work(self, backend: Backend, size_bytes: int, block_size: int, thin: bool) -> bool:
         """Do it, on a worker; False: stopped before the end. ``thin``: what is erased may be given back.
 
@@ -171,8 +180,11 @@ class Operation:
         able = backend.capabilities
         clear = backend.unmap if thin and able.unmap and able.unmap_reads_zero else backend.write_zeroes
         self.total = max(1, size_bytes)
-        for offset, length in pieces(0, size_bytes, SPACE_CHUNK_BYTES):
-            if self.stopped.is_set():
+        limited = self.throttle() is not None
+        for offset, length in pieces(
+            0, size_bytes, LIMITED_SPACE_CHUNK_BYTES if limited else SPACE_CHUNK_BYTES
+        ):
+            if self.stopped.is_set() or (limited and not self._may_move(allocated(backend, offset, length))):
                 return False
             clear(offset, length)
             self.done = offset + length
@@ -189,7 +201,7 @@ class Operation:
             current = bytes(byte ^ 0xFF for byte in block) if plan.invert and number % 2 else block
             data = memoryview(current * (COPY_CHUNK_BYTES // block_size))
             for offset, length in pieces(0, size_bytes, len(data)):
-                if self.stopped.is_set():
+                if self.stopped.is_set() or not self._may_move(length):
                     return False
                 backend.write(offset, data[:length])
                 self.done += length
@@ -381,6 +393,7 @@ def _start(unit: "LogicalUnit", operation: Operation, ended: Callable[[Outcome],
     size_bytes = unit.blocks * unit.block_size
     block_size = unit.block_size
     thin = unit.config.thin
+    operation.throttle = lambda: unit.throttle
 
     def work() -> Outcome:
         try:
@@ -410,4 +423,4 @@ def _start(unit: "LogicalUnit", operation: Operation, ended: Callable[[Outcome],
 
         _keep(unit, operation.plan if failed else None, kept)
 
-    unit.lane.run(work, done)
+    unit.lane.long.run(work, done)

@@ -84,6 +84,8 @@ class UnitState(TaskSet):
         """That ``_lost_writes`` is about; stays while the medium is away."""
         self._flushing: dict[Request, tuple[bool, int]] = {}
         """SYNCHRONIZE CACHE under way → as it began: was its nexus ``unflushed``, and ``_lost_writes``."""
+        self._next_flush: list[Request] | None = None
+        """Those that share the next flush, until it begins."""
         self.space: Space | None = None
         self._scarce = False
         self.echo: dict[Nexus, bytes] = {}

@@ -34,6 +34,9 @@ MEDIUM = Needs.READY | Needs.MEDIUM
 RANGE = MEDIUM | Needs.LBA_RANGE
 WRITABLE = RANGE | Needs.WRITABLE
 
+SHORT_BYTES = 256 * 2**10
+"""Of commands whose ranges tend to be long, those up to this are done beside READ and WRITE."""
+
 LONG_S = 600
 """Time-out of commands that may have the whole medium to go through, seconds."""
 
@@ -71,8 +74,9 @@ _reservation_out = partial(
     prepare=reserve.prepare_persistent_reserve_out,
 )
 
-_copy = partial(_out, needs=Needs.NOTHING, timeout_s=LONG_S)  # the copy manager checks the units named
-_token = partial(_out, prepare=thirdparty.prepare_token_command, timeout_s=LONG_S)
+# the copy manager checks the units named
+_copy = partial(_out, needs=Needs.NOTHING, timeout_s=LONG_S, limited=True, moves=0)
+_token = partial(_out, prepare=thirdparty.prepare_token_command, timeout_s=LONG_S, limited=True, moves=0)
 _sanitize = partial(
     _out,
     body=sanitize.sanitize,
@@ -80,6 +84,8 @@ _sanitize = partial(
     prepare=sanitize.prepare_sanitize,
     exclusive=True,  # what runs when it comes must not write behind it
     timeout_s=LONG_S,
+    limited=True,
+    moves=0,
 )
 
 _read = partial(
@@ -93,12 +99,28 @@ _read = partial(
 )
 _write = partial(_out, needs=WRITABLE, runs=Runs.NOWAIT, nowait=block.write_nowait, prepare=block.prepare_rw)
 _verify = partial(
-    _row, data=Data.OUT, needs=RANGE, access=Access.READ, runs=Runs.WORKER, prepare=compare.prepare_verify
+    _row,
+    data=Data.OUT,
+    needs=RANGE,
+    access=Access.READ,
+    runs=Runs.WORKER,
+    prepare=compare.prepare_verify,
+    limited=True,
+    moves=0,
+    long_bytes=SHORT_BYTES,
 )
-_write_and_verify = partial(_out, needs=WRITABLE, runs=Runs.WORKER, prepare=compare.prepare_write_and_verify)
+_write_and_verify = partial(
+    _out, needs=WRITABLE, runs=Runs.WORKER, prepare=compare.prepare_write_and_verify, moves=2
+)
 _modify = partial(_out, needs=WRITABLE, runs=Runs.WORKER, exclusive=True)
 _write_same = partial(
-    _out, needs=WRITABLE, runs=Runs.WORKER, prepare=provisioning.prepare_write_same, timeout_s=LONG_S
+    _out,
+    needs=WRITABLE,
+    runs=Runs.WORKER,
+    prepare=provisioning.prepare_write_same,
+    timeout_s=LONG_S,
+    moves=0,
+    long_bytes=SHORT_BYTES,
 )
 _prefetch = partial(
     _row,
@@ -107,6 +129,9 @@ _prefetch = partial(
     runs=Runs.NOWAIT,
     nowait=block.prefetch_nowait,
     prepare=block.prepare_range,
+    limited=True,
+    moves=0,
+    long_bytes=SHORT_BYTES,
 )
 _synchronize = partial(
     _row,
@@ -116,6 +141,7 @@ _synchronize = partial(
     nowait=block.synchronize_cache_nowait,
     after=block.after_synchronize_cache,
     prepare=block.prepare_range,
+    flushes=True,
     timeout_s=LONG_S,
 )
 _capacity = partial(_in, needs=MEDIUM)
@@ -275,8 +301,11 @@ ROWS: tuple[Command, ...] = (
         runs=Runs.NOWAIT,
         nowait=compare.compare_and_write_nowait,
         prepare=compare.prepare_compare_and_write,
+        moves=2,
     ),
-    _modify("ORWRITE(16)", "8B1AFFFFFFFFFFFFFFFFFFFFFFFF1F00", compare.orwrite, prepare=block.prepare_rw),
+    _modify(
+        "ORWRITE(16)", "8B1AFFFFFFFFFFFFFFFFFFFFFFFF1F00", compare.orwrite, prepare=block.prepare_rw, moves=2
+    ),
     _write_same("WRITE SAME(10)", "4108FFFFFFFF1FFFFF00", provisioning.write_same),
     _write_same("WRITE SAME(16)", "9309FFFFFFFFFFFFFFFFFFFFFFFF1F00", provisioning.write_same),
     _out(
@@ -286,6 +315,7 @@ ROWS: tuple[Command, ...] = (
         needs=WRITABLE,
         runs=Runs.WORKER,
         prepare=provisioning.prepare_unmap,
+        moves=0,
         offered=_thin,
         timeout_s=LONG_S,
     ),

@@ -62,6 +62,14 @@ class Throttle(Protocol):
     def exhausted(self) -> bool:
         """Whether ``take`` would say False to anybody now."""
 
+    @property
+    def piece_bytes(self) -> int:
+        """How much is to be moved at a time at most by what ``spend``s; 0: as much as one likes."""
+
+    def spend(self, length: int, stopped: Callable[[], bool]) -> bool:
+        """On a worker: wait until the share of what moves so many bytes may be taken, and take it; False:
+        ``stopped`` said so meanwhile."""
+
 
 class Pause:
     """A moment in which nothing writes; it bars the whole medium like a command that is exclusive."""
@@ -256,6 +264,11 @@ class TaskSet(ABC):
         self._crowded = True
         self.proceed()
         self._settle()
+
+    @property
+    def throttle(self) -> Throttle | None:
+        """The I/O limits, while there are any."""
+        return self._throttle
 
     def proceed(self) -> None:
         """What waited for its share may go on."""
@@ -569,8 +582,9 @@ def _writes(running: Request | _Claim) -> bool:
 
 
 def _moved(request: Request) -> int:
-    """Bytes that a command moves between initiator and medium, as I/O limits count them; -1: it is none."""
+    """Bytes that the medium moves for a command, as I/O limits count them, or 0 where its body takes its
+    shares by itself; -1: they do not concern it."""
     row = request.command
-    if row is None or not (row.reads or row.writes):
+    if row is None or not row.counted:
         return -1
-    return request.expected_in if row.reads else request.expected_out
+    return row.moves * request.length

@@ -20,6 +20,7 @@ from protocol.scsi.copymanager import (
     results_of,
     run,
     source_backend,
+    throttles_of,
     visible_units,
 )
 from protocol.scsi.odx import (
@@ -202,6 +203,7 @@ def _resolve(unit: "LogicalUnit", request: Request, descriptors: list[bytes], se
         offset,
         length,
         durable=not destination.write_cache,
+        throttles=throttles_of(source, destination),
     )
 
 

@@ -164,9 +164,37 @@ class LogicalUnit(UnitState):
         self._begin(request, row)
         if row.changes:
             self.note_written(request.nexus)
-        if row.begin is None or not row.begin(self, request, partial(self._ended, request)):
-            self.lane.run(partial(self._work, request, row), partial(self._done, request))
+        if row.begin is not None and row.begin(self, request, partial(self._ended, request)):
+            return None
+        if row.flushes:
+            self._flush_with_others(request, row)
+            return None
+        lane = self.lane if request.length <= row.long_bytes else self.lane.long
+        lane.run(partial(self._work, request, row), partial(self._done, request))
         return None
+
+    def _flush_with_others(self, request: Request, row: Command) -> None:
+        """One flush is enough for all that came before it began, and does not keep a worker for each."""
+        batch = self._next_flush
+        if batch is not None:
+            batch.append(request)
+            return
+        self._next_flush = batch = [request]
+        self.lane.flushes.run(partial(self._flush, request, row), partial(self._flushed, batch))
+
+    def _flush(self, request: Request, row: Command) -> Exception | None:
+        """On a worker thread. Who looked at ``_next_flush`` before this ends it had no write under way that
+        the flush would miss, and is in the list when ``_flushed`` goes through it on the event loop."""
+        self._next_flush = None
+        try:
+            row.body(self, request)
+        except Exception as error:
+            return error
+        return None
+
+    def _flushed(self, batch: list[Request], error: Exception | None) -> None:
+        for request in batch:
+            self._done(request, GOOD if error is None else self.failed(request, error))
 
     def _ended(self, request: Request, result: Buffer | Rest | None) -> None:
         """What a row's ``begin`` has begun is done, or is a worker's from here."""

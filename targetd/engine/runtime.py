@@ -824,7 +824,7 @@ class Runtime:
         throttle = live.throttle
         if not any(limits):
             if isinstance(throttle, Throttle):
-                throttle.close()
+                throttle.change(0, 0)  # what waits for its share goes on
                 live.limit(None)
         elif not isinstance(throttle, Throttle):
 

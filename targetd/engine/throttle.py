@@ -2,11 +2,16 @@
 
 A bucket holds at most ``BURST_S`` seconds' worth, so an extent that was idle may go that far ahead. A command
 may start while there is anything in every bucket, and then takes its whole share, below zero if need be: a
-command larger than the bucket is late, never stuck, and the average holds. Nothing sleeps: what must wait
-stays in its unit's task set, and one timer for each extent says when to look again.
+command larger than the bucket is late, never stuck, and the average holds. Nothing on the event loop sleeps:
+what must wait stays in its unit's task set, and one timer for each extent says when to look again.
+
+What moves more than an initiator sends or gets (copies, WRITE SAME, VERIFY, UNMAP …) takes its share on its
+worker, piece by piece, and there it waits: the lane has threads of its own for such work.
 """
 
 import asyncio
+import threading
+import time
 from collections.abc import Callable
 
 __all__ = ["BURST_S", "Throttle"]
@@ -14,6 +19,15 @@ __all__ = ["BURST_S", "Throttle"]
 BURST_S = 2.0
 """Seconds of the limit that may be used at once after a pause. Long enough for the flush of a database or a
 boot's reads to pass unhindered, short enough that a minute's average is within a few per cent."""
+
+PIECE_S = 0.25
+"""Seconds of the limit that a piece of long work takes at once, so that short commands pass between two."""
+
+PIECE_UNIT = 64 << 10
+"""Bytes: a piece is a multiple of it, and at least one."""
+
+LOOK_S = 0.05
+"""How often work that waits for its share looks whether it is still wanted, or the limits are others."""
 
 LEAST_WAIT_S = 0.001
 """Of a timer; what comes due meanwhile starts together."""
@@ -43,7 +57,7 @@ class _Bucket:
 
 
 class Throttle:
-    """A ``protocol.scsi.taskset.Throttle``. On the event loop only."""
+    """A ``protocol.scsi.taskset.Throttle``. On the event loop only, but for ``piece_bytes`` and ``spend``."""
 
     def __init__(
         self,
@@ -64,6 +78,8 @@ class Throttle:
         self._loop = loop
         self._filled_at = loop.time()
         self._timer: asyncio.TimerHandle | None = None
+        self._lock = threading.Lock()
+        """Held to change buckets."""
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -72,9 +88,10 @@ class Throttle:
 
     def change(self, iops: int, bytes_per_s: int) -> None:
         """Other limits from now on."""
-        self._fill()
-        self._commands.change(iops)
-        self._bytes.change(bytes_per_s)
+        with self._lock:
+            self._fill()
+            self._commands.change(iops)
+            self._bytes.change(bytes_per_s)
         self.close()
 
     def _fill(self) -> None:
@@ -85,8 +102,9 @@ class Throttle:
 
     @property
     def exhausted(self) -> bool:
-        self._fill()
-        wait_s = max(self._commands.wait_s, self._bytes.wait_s)
+        with self._lock:
+            self._fill()
+            wait_s = max(self._commands.wait_s, self._bytes.wait_s)
         if wait_s and self._timer is None:
             self._timer = self._loop.call_later(max(wait_s, LEAST_WAIT_S), self._due)
         return wait_s > 0
@@ -94,9 +112,27 @@ class Throttle:
     def take(self, length: int) -> bool:
         if self.exhausted:
             return False
-        self._commands.level -= 1
-        self._bytes.level -= length
+        with self._lock:
+            self._commands.level -= 1
+            self._bytes.level -= length
         return True
+
+    @property
+    def piece_bytes(self) -> int:
+        rate = self._bytes.rate
+        return max(1, int(rate * PIECE_S) // PIECE_UNIT) * PIECE_UNIT if rate else 0
+
+    def spend(self, length: int, stopped: Callable[[], bool]) -> bool:
+        while True:
+            with self._lock:
+                self._fill()
+                wait_s = self._bytes.wait_s
+                if not wait_s:
+                    self._bytes.level -= length
+                    return True
+            if stopped():
+                return False
+            time.sleep(min(wait_s, LOOK_S))
 
     def _due(self) -> None:
         self._timer = None

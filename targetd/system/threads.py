@@ -39,6 +39,10 @@ _T = TypeVar("_T")
 WIDTH = 4
 """Threads of one lane at most. A disk gains little from more; a thousand stuck lanes still fit."""
 
+LONG_WIDTH = 2
+"""Threads of one lane that do what takes long, beside those for everything else: two keep a disk busy, and
+however many such commands there are, short ones find a thread."""
+
 IDLE_S = 10.0
 """A thread without work for so long ends, so that idle units cost no memory."""
 
@@ -227,11 +231,29 @@ class WorkerThreads:
         self._lock = threading.Lock()
         self._lacking = False
         """A thread could not be started; another attempt is scheduled."""
+        self._long: WorkerThreads | None = None
+        self._flushes: WorkerThreads | None = None
 
     @property
     def depth(self) -> int:
         """Work that has not begun."""
-        return self._queue.qsize()
+        return self._queue.qsize() + sum(
+            part.depth for part in (self._long, self._flushes) if part is not None
+        )
+
+    @property
+    def long(self) -> "WorkerThreads":
+        """For work that moves much: threads of its own."""
+        if self._long is None:
+            self._long = WorkerThreads(self._completions, f"{self._name}-long", LONG_WIDTH)
+        return self._long
+
+    @property
+    def flushes(self) -> "WorkerThreads":
+        """For flushes: a thread of its own, since one covers all that came before it."""
+        if self._flushes is None:
+            self._flushes = WorkerThreads(self._completions, f"{self._name}-flush", 1)
+        return self._flushes
 
     def run(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Do ``work`` on a worker thread, then ``done(its result)`` on the event loop."""
@@ -260,6 +282,9 @@ class WorkerThreads:
         with self._lock:
             for _ in range(self._threads):
                 self._queue.put(None)
+        for part in (self._long, self._flushes):
+            if part is not None:
+                part.close()
 
     def _serve(self) -> None:
         queue, post = self._queue, self._completions.post

@@ -1,6 +1,7 @@
 """A logical unit over real memory, and an initiator that speaks to it directly."""
 
 from collections.abc import Callable, Mapping
+from typing import Self
 
 from protocol.enums import ScsiStatus, TaskAttribute
 from protocol.scsi.device import LogicalUnit, Target, UnitConfig
@@ -15,14 +16,26 @@ BLOCKS = 4096
 TARGET = "iqn.2011-03.org.example.istgt:disk"
 
 
-class SynchronousLane:
+class _OneLane:
+    """Long work and flushes go where all other work goes."""
+
+    @property
+    def long(self) -> Self:
+        return self
+
+    @property
+    def flushes(self) -> Self:
+        return self
+
+
+class SynchronousLane(_OneLane):
     """Work is done, and answered, before ``run`` returns."""
 
     def run(self, work: Callable[[], Outcome], done: Callable[[Outcome], None]) -> None:
         done(work())
 
 
-class HeldLane:
+class HeldLane(_OneLane):
     """Work waits until the test says so, as on a medium that is stuck."""
 
     def __init__(self) -> None:

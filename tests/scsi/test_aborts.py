@@ -1,6 +1,7 @@
 """Long commands look for an abort between pieces: a task that nobody waits for gives its worker back."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -25,6 +26,11 @@ class Watched(Wrapper):
         super().__init__(Null(SIZE))
         self.operations: list[str] = []
         self.first: Callable[[], None] = lambda: None
+
+    def _follow(self) -> None:
+        """Without a map: all of it is to be read."""
+        super()._follow()
+        self.capabilities = replace(self.capabilities, map_query=False)
 
     def _concerned(self, operation: str, offset: int, length: int) -> bool:
         return True

@@ -27,6 +27,8 @@ class Row:
     at_once: bool
     reads: bool = False
     writes: bool = True
+    counted: bool = True
+    moves: int = 1
 
 
 class Share:

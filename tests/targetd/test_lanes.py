@@ -32,6 +32,34 @@ async def test_a_thread_at_rest_keeps_nothing_of_what_it_did(monkeypatch: pytest
     lane.close()
 
 
+async def test_long_work_and_flushes_leave_threads_for_short_work() -> None:
+    """However many commands there are that take long, and however long a flush does."""
+    loop = asyncio.get_running_loop()
+    lane = WorkerThreads(Completions(loop, lambda: None), "test")
+    gate = threading.Event()
+    ended: list[bool] = []
+    all_done = asyncio.Event()
+
+    def one_more(result: bool) -> None:
+        ended.append(result)
+        if len(ended) == 100:
+            all_done.set()
+
+    for _ in range(50):
+        lane.long.run(gate.wait, one_more)
+        lane.flushes.run(gate.wait, one_more)
+    done = asyncio.Event()
+    lane.run(lambda: None, lambda result: done.set())
+    try:
+        await asyncio.wait_for(done.wait(), LIMIT_S)
+        assert not ended
+        assert lane.depth >= 100 - lanes.LONG_WIDTH - 1
+    finally:
+        gate.set()
+    await asyncio.wait_for(all_done.wait(), LIMIT_S)
+    lane.close()
+
+
 # -- A moment without threads --------------------------------------------------------------------------
 
 

@@ -103,3 +103,41 @@ def test_one_timer_at_a_time() -> None:
     for _ in range(100):
         throttle.take(512)
     assert len(clock.timers) == 1
+
+
+# -- what takes its share on a worker ------------------------------------------------------------------
+
+
+def test_a_worker_waits_until_there_is_something_in_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    throttle = Throttle(0, 1 << 20, lambda: None, clock)  # type: ignore[arg-type]
+    monkeypatch.setattr("time.sleep", clock.advance)
+    begin = clock.now
+    for _ in range(80):
+        assert throttle.spend(throttle.piece_bytes, lambda: False)
+    moved = 80 * throttle.piece_bytes
+    assert clock.now - begin == pytest.approx(moved / (1 << 20) - BURST_S, rel=0.05)
+
+
+def test_a_worker_that_waits_hears_that_nobody_wants_it_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    throttle = Throttle(0, 1 << 20, lambda: None, clock)  # type: ignore[arg-type]
+    monkeypatch.setattr("time.sleep", clock.advance)
+    assert throttle.spend(1 << 30, lambda: False)
+    asked: list[bool] = []
+    assert not throttle.spend(1, lambda: asked.append(True) or len(asked) > 3)
+    assert len(asked) == 4
+
+
+def test_a_worker_that_waits_goes_on_when_the_limits_are_lifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    throttle = Throttle(0, 1 << 20, lambda: None, clock)  # type: ignore[arg-type]
+    assert throttle.spend(1 << 40, lambda: False)
+    monkeypatch.setattr("time.sleep", lambda seconds: throttle.change(0, 0))
+    assert throttle.spend(1, lambda: False)
+    assert throttle.piece_bytes == 0
+
+
+@pytest.mark.parametrize(("rate", "piece"), [(1, 65536), (1 << 20, 1 << 18), (1 << 30, 1 << 28), (0, 0)])
+def test_pieces_leave_room_for_others(rate: int, piece: int) -> None:
+    assert Throttle(0, rate, lambda: None, Clock()).piece_bytes == piece  # type: ignore[arg-type]
