@@ -3,11 +3,14 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from tests.guest import image, zfs
+from tests.guest import image, ways, zfs
 
+T = TypeVar("T")
+_CHOICE = pytest.StashKey[ways.Choice]()
 _BUILD = pytest.StashKey[zfs.Build]()
 _LAST = "test_zfs.py"
 
@@ -33,7 +36,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[_BUILD].stop()
 
 
-def _or_skip(make: Callable[[], Path]) -> Path:
+def _or_skip(make: Callable[[], T]) -> T:
     """Where no guest can run: skipped, but never in CI."""
     try:
         return make()
@@ -47,6 +50,20 @@ def _or_skip(make: Callable[[], Path]) -> Path:
 def guest_root() -> Path:
     """The root, made if need be."""
     return _or_skip(image.root)
+
+
+@pytest.fixture(scope="session")
+def guest_choice(request: pytest.FixtureRequest, guest_root: Path) -> ways.Choice:
+    """How guests run on this machine; found out by booting, if that is not known."""
+    choice = _or_skip(lambda: ways.choose(guest_root))
+    request.config.stash[_CHOICE] = choice
+    return choice
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how guests ran, and why so."""
+    if _CHOICE in config.stash:
+        terminalreporter.write_line(f"guests ran in {config.stash[_CHOICE]}")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
-"""The guest's root and kernel: Debian packages, put together once and kept.
+"""The guest's root and kernels: Debian packages, put together once and kept.
 
-The root is a directory that user-mode Linux mounts read-only from the host (hostfs); everything a guest
-writes goes to memory. It is made by mmdebstrap in about half a minute and kept in the user's cache directory
+The root is a directory that a guest mounts read-only from the host, by hostfs or virtiofs; everything that a
+guest writes goes to memory. It holds the modules for user-mode Linux, where the host has that, and the kernel
+of an emulated PC. It is made by mmdebstrap in about half a minute and kept in the user's cache directory
 (``$XDG_CACHE_HOME/iscsi-targetd/guest``, or where GUEST_CACHE says), for clones come and go. Its name is a
 hash of everything it was made from, so that each clone finds its own: another list of packages or another
 kernel makes another root. What nobody has used for a while is removed.
@@ -20,8 +21,14 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 KERNEL: Final = "linux.uml"
+QEMU: Final = "qemu-system-x86_64"
 MODULES: Final = Path("/usr/lib/uml/modules")
-TOOLS: Final = (KERNEL, "mmdebstrap", "unshare", "ip")
+TOOLS: Final = ("mmdebstrap", "unshare", "ip")
+MACHINES: Final = (KERNEL, QEMU)
+"""One of them has to be there; ``ways.py`` finds out which works."""
+INITRAMFS: Final = Path(__file__).with_name("initramfs.sh")
+PC_KERNEL_AT: Final = "usr/lib/pc-kernel"
+"""In the root: ``vmlinuz``, ``initramfs`` and ``release``, whose modules are where modules are."""
 BUILD_LIMIT_S: Final = 900.0
 DEFAULT_SUITE: Final = "bookworm"
 UNUSED_S: Final = 14 * 86400
@@ -39,6 +46,7 @@ PACKAGES: Final = (
     "iputils-ping",
     "kmod",
     "lsscsi",
+    "mdadm",
     "multipath-tools",
     "open-iscsi",
     "procps",
@@ -52,16 +60,24 @@ PACKAGES: Final = (
 )
 COMPONENTS: Final = "main,contrib"
 
-PC_KERNEL: Final = r"""
+PC_KERNEL: Final = rf"""
 set -eu
-package=$(chroot "$1" apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: *//p' | head -n 1)
+at=$1/{PC_KERNEL_AT}
+package=$(chroot "$1" apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: *//p' | head -n 1)
 chroot "$1" sh -c "cd /var/cache/apt && apt-get -qq -o APT::Sandbox::User=root download $package"
-mkdir -p "$1/usr/lib/pc-kernel"
-dpkg-deb --extract "$1"/var/cache/apt/"$package"*.deb "$1/usr/lib/pc-kernel"
+mkdir -p "$at"
+dpkg-deb --extract "$1"/var/cache/apt/"$package"*.deb "$at/unpacked"
 rm "$1"/var/cache/apt/"$package"*.deb
-rm -r "$1/usr/lib/pc-kernel/usr"
+mv "$at"/unpacked/boot/vmlinuz-* "$at/vmlinuz"
+release=$(ls "$at/unpacked/lib/modules")
+mkdir -p "$1/usr/lib/modules"
+mv "$at/unpacked/lib/modules/$release" "$1/usr/lib/modules"
+echo "$release" >"$at/release"
+rm -r "$at/unpacked"
+cd "$1/usr/lib/modules/$release/kernel"
+rm -r sound drivers/gpu drivers/media drivers/net/ethernet drivers/net/wireless drivers/staging
 """
-"""The kernel that is put on a LUN for an emulated PC: unpacked, for nothing in the guest runs it."""
+"""Debian's kernel, without the drivers of hardware that no emulated PC has."""
 
 STUB: Final = """#!/bin/sh
 # Process 1 until the repository is there: $1 is where it is on the host.
@@ -89,7 +105,7 @@ def cache_dir() -> Path:
 
 def install_packages() -> None:
     """What the host side needs, where we may; says what it did on its standard error."""
-    if any(shutil.which(tool) is None for tool in TOOLS):
+    if any(shutil.which(tool) is None for tool in (*TOOLS, *MACHINES)):
         subprocess.run(
             [ROOT / "scripts" / "system-packages", "guest"], check=False, timeout=BUILD_LIMIT_S, cwd=ROOT
         )
@@ -98,15 +114,15 @@ def install_packages() -> None:
 def require_host() -> None:
     """Raise UnavailableError unless a guest can run on this machine."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
-        raise UnavailableError(
-            f"user-mode Linux runs on x86-64 Linux, not on {platform.system()} {platform.machine()}"
-        )
+        raise UnavailableError(f"guests run on x86-64 Linux, not on {platform.system()} {platform.machine()}")
     if os.geteuid() != 0:
         raise UnavailableError("only root can make network namespaces, tap devices and a Debian root")
     if not Path("/dev/net/tun").exists():
         raise UnavailableError("no /dev/net/tun, so no tap devices")
     install_packages()
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if all(shutil.which(machine) is None for machine in MACHINES):
+        missing.append(" or ".join(MACHINES))
     if missing:
         raise UnavailableError(f"not installed: {', '.join(missing)}")
     tried = subprocess.run(
@@ -130,6 +146,9 @@ def suite() -> str:
 
 
 def _kernel_release() -> str:
+    """Of user-mode Linux; empty where there is none."""
+    if shutil.which(KERNEL) is None:
+        return ""
     return subprocess.run(
         [KERNEL, "--version"], capture_output=True, text=True, check=True, timeout=60
     ).stdout.strip()
@@ -176,9 +195,13 @@ def bootstrap(directory: Path, packages: Sequence[str], hook: str, limit_s: floa
 def _make(directory: Path, release: str) -> None:
     """mmdebstrap, the kernel's modules, and the stub."""
     bootstrap(directory, PACKAGES, PC_KERNEL)
+    pc = directory / PC_KERNEL_AT
+    arguments = (directory, "/usr", (pc / "release").read_text().strip(), pc / "initramfs")
+    subprocess.run([INITRAMFS, *arguments], check=True, timeout=BUILD_LIMIT_S)
     # usr/lib/modules: the root is merged, and lib is a link in it.
-    shutil.copytree(MODULES / release, directory / "usr/lib/modules" / release, symlinks=True)
-    subprocess.run(["chroot", str(directory), "depmod", release], check=True, timeout=60)
+    if release:
+        shutil.copytree(MODULES / release, directory / "usr/lib/modules" / release, symlinks=True)
+        subprocess.run(["chroot", str(directory), "depmod", release], check=True, timeout=60)
     for name in ("repo", "host"):
         (directory / name).mkdir(mode=0o755)
     stub = directory / "sbin" / "guest-init"
@@ -215,5 +238,6 @@ def root() -> Path:
     """The guest's root directory, made now if it is not there. Raises UnavailableError."""
     require_host()
     release = _kernel_release()
-    made_from = "\n".join([suite(), COMPONENTS, release, STUB, PC_KERNEL, *PACKAGES, *LEFT_OUT])
+    recipes = (STUB, PC_KERNEL, INITRAMFS.read_text(encoding="utf-8"))
+    made_from = "\n".join([suite(), COMPONENTS, release, *recipes, *PACKAGES, *LEFT_OUT])
     return kept("root", made_from, lambda directory: _make(directory, release))

@@ -5,24 +5,24 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from tests.guest.image import QEMU
 from tests.guest.subjects import UnsupportedError
 from tests.guest.wires import PORTALS
 
-QEMU: Final = "qemu-system-x86_64"
 LIMIT_S: Final = 380.0
 """Of a boot that takes seconds, on a machine that has much else to do."""
 MACHINE: Final = (
-    *(QEMU, "-accel", "tcg", "-m", "256", "-nodefaults", "-no-user-config", "-no-reboot"),
+    *(QEMU, "-m", "256", "-nodefaults", "-no-user-config", "-no-reboot"),
     *("-display", "none", "-vga", "std", "-serial", "stdio"),
 )
 
 
-def _console(*options: str) -> str:
+def _console(accelerator: str, *options: str) -> str:
     if shutil.which(QEMU) is None:
         raise UnsupportedError(f"{QEMU} is not installed")
     try:
         ran = subprocess.run(
-            [*MACHINE, *options],
+            [*MACHINE, "-accel", accelerator, *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -35,16 +35,16 @@ def _console(*options: str) -> str:
     return ran.stdout.decode(errors="replace")
 
 
-def boot_from_lun(iqn: str, lun: int) -> str:
-    """The LUN as the machine's only disk."""
+def boot_from_lun(accelerator: str, iqn: str, lun: int) -> str:
+    """The LUN as the machine's only disk. ``accelerator``: ``kvm`` or ``tcg``."""
     drive = f"file=iscsi://{PORTALS[0]}/{iqn}/{lun},format=raw,if=virtio"
-    return _console("-drive", drive, "-boot", "c")
+    return _console(accelerator, "-drive", drive, "-boot", "c")
 
 
-def boot_by_ipxe(directory: Path, iqn: str, lun: int) -> str:
+def boot_by_ipxe(accelerator: str, directory: Path, iqn: str, lun: int) -> str:
     """No disk at all: iPXE in the network card's ROM fetches a script that names the LUN."""
     script = directory / "boot.ipxe"
     address, _, port = PORTALS[0].rpartition(":")
     script.write_text(f"#!ipxe\nsanboot iscsi:{address}:6:{port}:{lun:x}:{iqn}\n")
     network = f"user,id=net,tftp={directory},bootfile={script.name}"
-    return _console("-netdev", network, "-device", "virtio-net-pci,netdev=net", "-boot", "n")
+    return _console(accelerator, "-netdev", network, "-device", "virtio-net-pci,netdev=net", "-boot", "n")

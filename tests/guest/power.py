@@ -1,10 +1,11 @@
 """The host side of power cuts: a machine that serves disks is killed in the middle of verified writes.
 
 A cut loses the machine's memory, page cache included; its disks keep what it had sent them, as disks without
-a cache do. (That is the only kind user-mode Linux has: its block driver answers a flush and does nothing. A
-disk whose own cache forgets is in ``tests/faults/test_durability.py``.) After each cut the machine boots
-again from what is left, mounts its file system, starts the daemon on the state it finds there, and every
-disk is read through it and held against its ledger.
+a cache do. (Of another kind there is none in every way that a guest runs: the block driver of user-mode Linux
+answers a flush and does nothing, and so do an emulated PC's disks. A disk whose own cache forgets is in
+``tests/faults/test_durability.py``.) After each cut the machine boots again from what is left, mounts its
+file system, starts the daemon on the state it finds there, and every disk is read through it and held against
+its ledger.
 
 Runs as process 1 of namespaces of its own, as ``stage.py`` does, and ends with an exception where a promise
 was broken.
@@ -20,9 +21,10 @@ from typing import Any, Final
 
 from tests.faults.kit import Lun
 from tests.faults.ledger import BLOCKS, Ledger, write_until_cut
-from tests.guest.machine import Machine, UserModeLinux
+from tests.guest.machine import Machine
 from tests.guest.stage import make_wires, serve
 from tests.guest.subjects import UnsupportedError, python
+from tests.guest.ways import Choice
 from tests.guest.wires import GUEST_PORTAL
 
 MIB: Final = 1 << 20
@@ -36,10 +38,11 @@ LIMIT_S: Final = 400.0
 class Machines:
     """One machine after another over the same disks; what the guest may ask for."""
 
-    def __init__(self, root: Path, directory: Path) -> None:
+    def __init__(self, root: Path, choice: Choice, directory: Path) -> None:
         self.root = root
+        self.choice = choice
         self.directory = directory
-        self.disk_files = {directory / f"{name}.img": size for name, size in DISKS.items()}
+        self.disk_files = {name: directory / f"{name}.img" for name in DISKS}
         self.starts = -1
         self.names: set[str] = set()
         """Of targets: every one whose creation was answered."""
@@ -71,8 +74,8 @@ class Machines:
         self.starts += 1
         self._serves = False
         self._told.clear()
-        ubd = [f"ubd{number}={disk}" for number, disk in enumerate(self.disk_files)]
-        machine = UserModeLinux(self.root, self.directory / f"console{self.starts}.log", ubd)
+        console = self.directory / f"console{self.starts}.log"
+        machine = self.choice.machine(self.root, console, self.disk_files)
         machine.start()
         machine.on_end(self._told)
         self._told.wait(LIMIT_S)
@@ -128,14 +131,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path, required=True, help="for disks and logs")
     parser.add_argument("--root", type=Path, required=True, help="of the guest")
+    parser.add_argument("--choice", type=Path, required=True, help="what ways.choose has found")
     parser.add_argument("--cuts", type=int, required=True)
     given = parser.parse_args()
     make_wires()
-    machines = Machines(given.root, given.directory)
+    machines = Machines(given.root, Choice.load(given.choice), given.directory)
     serve(machines)
-    for disk, size in machines.disk_files.items():
+    for name, disk in machines.disk_files.items():
         with disk.open("wb") as file:
-            file.truncate(size)
+            file.truncate(DISKS[name])
     ledgers: dict[str, Ledger] = {}
     for cut in range(given.cuts + 1):
         machine = machines.boot()

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from tests.guest import pc
-from tests.guest.machine import EmulatedPc, Machine, UserModeLinux
+from tests.guest.machine import Machine
 from tests.guest.subjects import SUBJECTS, Ours, Tgt, UnsupportedError
 from tests.guest.table import part_of
+from tests.guest.ways import Choice
 from tests.guest.wires import CONTROL, CONTROL_PORT, SAN, WIRES
 
 ENDED_CLEANLY: Final = "target_ended_cleanly"
@@ -51,7 +52,10 @@ def make_wires() -> None:
 class Stage:
     """What the checks may ask for, beside the methods of the subject."""
 
-    def __init__(self, part: str, checks: list[str], subject: Ours | Tgt, directory: Path) -> None:
+    def __init__(
+        self, part: str, checks: list[str], subject: Ours | Tgt, choice: Choice, directory: Path
+    ) -> None:
+        self.choice = choice
         self.directory = directory
         self.part = part
         self.checks = checks
@@ -79,10 +83,10 @@ class Stage:
         subprocess.run(["ip", "link", "set", SAN[wire].device, "up"], check=True)
 
     def boot_from_lun(self, iqn: str, lun: int) -> str:
-        return pc.boot_from_lun(iqn, lun)
+        return pc.boot_from_lun(self.choice.accelerator, iqn, lun)
 
     def boot_by_ipxe(self, iqn: str, lun: int) -> str:
-        return pc.boot_by_ipxe(self.directory, iqn, lun)
+        return pc.boot_by_ipxe(self.choice.accelerator, self.directory, iqn, lun)
 
     def sleep(self, seconds: float) -> None:
         """Time of the host, whatever the guest's clock does."""
@@ -125,17 +129,17 @@ def serve(stage: Answers) -> socketserver.ThreadingTCPServer:
     return server
 
 
-def make_machine(root: Path, pc: Path | None, directory: Path, part: str) -> Machine:
+def make_machine(root: Path, choice: Choice, kernel: Path | None, directory: Path, part: str) -> Machine:
     """The machine that the part runs in; its disks, where it has some, are made empty."""
     console = directory / "console.log"
-    if pc is None:
-        return UserModeLinux(root, console)
     disks = {}
-    for serial, size in part_of(part).DISKS.items():
+    for serial, size in getattr(part_of(part), "DISKS", {}).items():
         disks[serial] = directory / f"{serial}.img"
         with disks[serial].open("wb") as file:
             file.truncate(size)
-    return EmulatedPc(root, pc, console, disks)
+    if kernel is None:
+        return choice.machine(root, console, disks)
+    return choice.pc(root, kernel, console, disks)
 
 
 def main() -> None:
@@ -143,15 +147,17 @@ def main() -> None:
     parser.add_argument("part")
     parser.add_argument("--directory", type=Path, required=True, help="for state, extents and logs")
     parser.add_argument("--root", type=Path, required=True, help="of the guest")
-    parser.add_argument("--pc", type=Path, help="what zfs.built has made: the part runs in an emulated PC")
+    parser.add_argument("--choice", type=Path, required=True, help="what ways.choose has found")
+    parser.add_argument("--kernel", type=Path, help="what zfs.built has made, for a part that needs it")
     parser.add_argument("--checks", required=True, help="names, separated by commas")
     parser.add_argument("--subject", choices=sorted(SUBJECTS), default="ours")
     given = parser.parse_args()
     make_wires()
     subject = SUBJECTS[given.subject](given.directory)
     checks = [name for name in given.checks.split(",") if name]
-    stage = Stage(given.part, checks, subject, given.directory)
-    machine = make_machine(given.root, given.pc, given.directory, given.part)
+    choice = Choice.load(given.choice)
+    stage = Stage(given.part, checks, subject, choice, given.directory)
+    machine = make_machine(given.root, choice, given.kernel, given.directory, given.part)
     try:
         subject.start()
         serve(stage)

@@ -18,8 +18,10 @@ import pytest
 from tests.guest import image
 from tests.guest.conftest import must_run
 from tests.guest.inside.checks import LIMIT_S, PARTS, PC_PARTS, SETTLE_LIMIT_S, Check, checks_of
+from tests.guest.machine import COMMAND
 from tests.guest.stage import ENDED_CLEANLY
 from tests.guest.table import heading, part_of, row
+from tests.guest.ways import Choice
 
 pytestmark = [pytest.mark.guest]
 
@@ -27,7 +29,6 @@ REPORT_LIMIT_S = LIMIT_S + 2 * SETTLE_LIMIT_S + 120.0
 """For the report of the next check: what it left behind is cleared, the one before it may still be clearing,
 and the guest may have to boot first."""
 END_LIMIT_S = 120.0
-COMMAND = ("unshare", "--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc")
 
 CHECKS: dict[str, list[Check]] = {part: checks_of(part_of(part)) for part in PARTS}
 
@@ -45,9 +46,15 @@ class PartRun:
     """A stage at work, and what it has said so far."""
 
     def __init__(
-        self, part: str, checks: list[str], root: Path, directory: Path, pc: Path | None = None
+        self,
+        part: str,
+        checks: list[str],
+        root: Path,
+        choice: Choice,
+        directory: Path,
+        kernel: Path | None = None,
     ) -> None:
-        """``pc``: what ``zfs.built`` has made, for a part that needs an emulated PC."""
+        """``kernel``: what ``zfs.built`` has made, for a part that needs it."""
         self.directory = directory
         self.expected = {*checks, ENDED_CLEANLY}
         self.reports: dict[str, Report] = {}
@@ -58,9 +65,10 @@ class PartRun:
             [
                 *COMMAND,
                 *(sys.executable, "-m", "tests.guest.stage", part),
-                *("--root", str(root), "--directory", str(directory), "--checks", ",".join(checks)),
+                *("--root", str(root), "--choice", choice.place, "--directory", str(directory)),
+                *("--checks", ",".join(checks)),
                 *("--subject", os.environ.get("GUEST_SUBJECT") or "ours"),
-                *(("--pc", str(pc)) if pc is not None else ()),
+                *(("--kernel", str(kernel)) if kernel is not None else ()),
             ],
             cwd=image.ROOT,
             env={**os.environ, "PYTHONPATH": str(image.ROOT)},
@@ -118,9 +126,12 @@ class Guests:
     """Two guests at a time, for a guest has one CPU: asking for a part's starts it and the next one, and ends
     those before."""
 
-    def __init__(self, items: list[pytest.Item], root: Path, temporary: pytest.TempPathFactory) -> None:
+    def __init__(
+        self, items: list[pytest.Item], root: Path, choice: Choice, temporary: pytest.TempPathFactory
+    ) -> None:
         self._items = items
         self._root = root
+        self._choice = choice
         self._temporary = temporary
         self._runs: dict[str, PartRun] = {}
 
@@ -133,7 +144,8 @@ class Guests:
         for wanted in parts[here : here + 2]:
             if wanted not in self._runs:
                 directory = self._temporary.mktemp(wanted)
-                self._runs[wanted] = PartRun(wanted, self._selected(wanted), self._root, directory)
+                checks = self._selected(wanted)
+                self._runs[wanted] = PartRun(wanted, checks, self._root, self._choice, directory)
         return self._runs[part]
 
     def _selected(self, part: str) -> list[str]:
@@ -149,9 +161,12 @@ class Guests:
 
 @pytest.fixture(scope="module")
 def guests(
-    request: pytest.FixtureRequest, guest_root: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    guest_root: Path,
+    guest_choice: Choice,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Guests]:
-    started = Guests(request.session.items, guest_root, tmp_path_factory)
+    started = Guests(request.session.items, guest_root, guest_choice, tmp_path_factory)
     yield started
     started.finish()
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.guest import image
+from tests.guest.machine import COMMAND
 from tests.guest.power import FILES
-from tests.guest.test_guest import COMMAND
+from tests.guest.ways import Choice
 
 pytestmark = [pytest.mark.guest]
 
@@ -22,13 +23,14 @@ CUT_LIMIT_S = 900.0
 
 
 @pytest.mark.timeout((CUTS + 1) * CUT_LIMIT_S + image.BUILD_LIMIT_S)
-def test_power_cut_during_verified_writes(guest_root: Path, tmp_path: Path) -> None:
+def test_power_cut_during_verified_writes(guest_root: Path, guest_choice: Choice, tmp_path: Path) -> None:
     """``GUEST_CUTS`` of them, 5 unless told; each during writes to every disk at once."""
     ran = subprocess.run(
         [
             *COMMAND,
             *(sys.executable, "-m", "tests.guest.power"),
-            *("--root", str(guest_root), "--directory", str(tmp_path), "--cuts", str(CUTS)),
+            *("--root", str(guest_root), "--choice", guest_choice.place),
+            *("--directory", str(tmp_path), "--cuts", str(CUTS)),
         ],
         cwd=image.ROOT,
         env={**os.environ, "PYTHONPATH": str(image.ROOT)},

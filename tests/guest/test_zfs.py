@@ -13,6 +13,7 @@ from tests.guest.inside.checks import checks_of
 from tests.guest.stage import ENDED_CLEANLY
 from tests.guest.table import part_of
 from tests.guest.test_guest import END_LIMIT_S, REPORT_LIMIT_S, PartRun
+from tests.guest.ways import Choice
 
 pytestmark = [pytest.mark.guest]
 
@@ -24,13 +25,14 @@ NAMES = [check.name for check in checks_of(part_of(PART))]
 def machine(
     request: pytest.FixtureRequest,
     guest_root: Path,
+    guest_choice: Choice,
     zfs_kernel: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[PartRun]:
     items = (item for item in request.session.items if hasattr(item, "callspec"))
     chosen = {item.callspec.params.get("check") for item in items}
     wanted = [name for name in NAMES if name in chosen]
-    run = PartRun(PART, wanted, guest_root, tmp_path_factory.mktemp(PART), zfs_kernel)
+    run = PartRun(PART, wanted, guest_root, guest_choice, tmp_path_factory.mktemp(PART), zfs_kernel)
     yield run
     run.finish()
 

@@ -1,7 +1,7 @@
 """A kernel with ZFS for an emulated PC, compiled once and kept beside the roots.
 
 Debian has ZFS as source alone (``zfs-dkms``). It is compiled by this machine and not in the emulation,
-against the headers of Debian's kernel for virtual machines: four minutes on two processors, half of them for
+against the headers of Debian's kernel: four minutes on two processors, half of them for
 the configure script. So it is begun with the tests, at a low priority, and waited for by the last of them.
 """
 
@@ -20,11 +20,10 @@ from tests.guest import image
 RECIPE: Final = Path(__file__).with_name("zfs.sh")
 PACKAGES: Final = (
     "busybox-static",
-    "cpio",
     "gcc",
     "kmod",
     "libc6-dev",
-    "linux-headers-cloud-amd64",
+    "linux-headers-amd64",
     "make",
 )
 LIMIT_S: Final = 3000.0
@@ -49,8 +48,8 @@ def built() -> Path:
     """A directory with ``vmlinuz``, ``initramfs`` and, below ``modules``, ``usr/lib/modules``. Made now if it
     is not there. Raises UnavailableError."""
     image.require_host()
-    recipe = RECIPE.read_text(encoding="utf-8")
-    return image.kept("zfs", "\n".join([image.suite(), recipe, *PACKAGES]), _make)
+    recipes = [file.read_text(encoding="utf-8") for file in (RECIPE, image.INITRAMFS)]
+    return image.kept("zfs", "\n".join([image.suite(), *recipes, *PACKAGES]), _make)
 
 
 class Build:

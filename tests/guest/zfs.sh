@@ -6,8 +6,9 @@
 # compiling by dkms, with debug information and for one module after the other; nothing of it runs.
 set -eu
 work=/usr/src/guest
+initramfs=$(realpath "$(dirname "$0")/initramfs.sh")
 cd "$1"
-headers=$(cd usr/src && echo linux-headers-*-cloud-amd64)
+headers=$(cd usr/src && echo linux-headers-*-amd64)
 release=${headers#linux-headers-}
 took() {
     echo "took $1: $(($(date +%s) - since)) s"
@@ -27,7 +28,7 @@ set -eu
 export KERNEL_CC=gcc TEST_JOBS=$(nproc)
 cd $work/zfs-dkms/usr/src/zfs-*
 ./configure --quiet --with-config=kernel \
-    --with-linux=/usr/src/linux-headers-${release%-cloud-amd64}-common --with-linux-obj=/usr/src/$headers
+    --with-linux=/usr/src/linux-headers-${release%-amd64}-common --with-linux-obj=/usr/src/$headers
 date +%s >$work/configured
 make --quiet --jobs=$(nproc) KCFLAGS=-g0
 mkdir $work/linux-image-$release/lib/modules/$release/zfs
@@ -43,36 +44,5 @@ took make
 
 mv ".$work/linux-image-$release/boot/vmlinuz-$release" out/vmlinuz
 mv ".$work/linux-image-$release/lib/modules" out/modules/usr/lib
-chroot . depmod -b /out/modules/usr "$release"
-
-# What is loaded before there is a root to load it from.
-mkdir -p ".$work/initramfs/host" ".$work/initramfs/root"
-cp usr/bin/busybox ".$work/initramfs"
-for module in virtio_pci virtio_blk virtio_net virtiofs overlay; do
-    chroot . modprobe -d /out/modules/usr -S "$release" --show-depends "$module"
-done | while read -r how file _; do
-    [ "$how" = insmod ] || continue
-    [ ! -e ".$work/initramfs/${file##*/}" ] || continue
-    cp ".$file" ".$work/initramfs"
-    echo "${file##*/}" >>".$work/initramfs/order"
-done
-cat >".$work/initramfs/init" <<'EOF'
-#!/busybox sh
-# Process 1: the host's files by virtiofs, and the guest's root among them with the modules laid over it.
-# $1 root, $2 modules, $3 repository on the host, $4 host:port of the stage's control service.
-set -eu
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin
-for module in $(/busybox cat /order); do
-    /busybox insmod /$module
-done
-/busybox mount -t virtiofs -o ro host /host
-/busybox mount -t overlay -o "ro,lowerdir=/host$2:/host$1" none /root
-/busybox mount -o bind "/host$3" /root/repo
-/busybox mount -t proc proc /root/proc
-# Threads of the kernel, ZFS' own among them, find a disk by its path as process 1 does.
-/busybox mount -t devtmpfs dev /root/dev
-exec /busybox switch_root /root /repo/tests/guest/inside/init "$3" "$4"
-EOF
-chmod 755 ".$work/initramfs/init"
-chroot . sh -c "cd $work/initramfs && find . | cpio --quiet -o -H newc" >out/initramfs
+"$initramfs" . /out/modules/usr "$release" out/initramfs
 took initramfs

@@ -19,7 +19,7 @@ from tests.guest.inside.iscsi import logged_in, make_disk
 from tests.guest.inside.shell import run, until
 
 KERNEL: Final = Path("/usr/lib/pc-kernel")
-"""The contents of the kernel package (``image.py``)."""
+"""Of an emulated PC (``image.py``)."""
 MODULES: Final = ("virtio_pci", "virtio_blk", "iscsi_ibft")
 BUSYBOX: Final = Path("/usr/bin/busybox")
 FIRST_SECTOR: Final = 2048
@@ -85,11 +85,10 @@ def initrd(mark: str) -> bytes:
     skeleton(tree, mark)
     executable(tree / "init", INITRD_INIT)
     (tree / "modules").mkdir()
-    release = next((KERNEL / "lib/modules").iterdir()).name
-    run("depmod", "--basedir", KERNEL, release)
+    release = (KERNEL / "release").read_text().strip()
     order: list[str] = []
     for module in MODULES:
-        needs = run("modprobe", "--dirname", KERNEL, "--set-version", release, "--show-depends", module)
+        needs = run("modprobe", "--set-version", release, "--show-depends", module)
         for line in needs.splitlines():
             path = Path(line.split()[1])
             if path.name not in order:
@@ -127,7 +126,7 @@ def install(device: str, mark: str) -> None:
         skeleton(system, mark)
         executable(system / "sbin" / "init", ROOT_INIT)
         (system / "filler").write_bytes(os.urandom(1 << 20))
-        shutil.copy(next((KERNEL / "boot").glob("vmlinuz-*")), system / "vmlinuz")
+        shutil.copy(KERNEL / "vmlinuz", system / "vmlinuz")
         (system / "initrd").write_bytes(initrd(mark))
         (system / "extlinux.conf").write_text(LOADER)
         run("extlinux", "--install", system)

@@ -1,8 +1,8 @@
 """The daemon in the guest, over devices that fail, hang or are slow: each fault stays with its LUN.
 
-Device mapper makes the faults, on loop devices over files in memory: ``dust`` for single bad blocks that a
-write mends, ``error`` for a disk that is gone, ``flakey`` for one that takes no writes, a suspended map for
-one that does not answer, ``delay`` for one that is slow. The initiator is the guest's own.
+Device mapper makes the faults, on loop devices over files in memory: ``error`` for a disk that is gone,
+``flakey`` for one that takes no writes, a suspended map for one that does not answer, ``delay`` for one that
+is slow. For single bad blocks that a write mends there is md's ``faulty``. The initiator is the guest's own.
 """
 
 import os
@@ -31,7 +31,7 @@ _numbers = count(1)
 
 
 def prepare() -> None:
-    run("modprobe", "-a", "dm-mod", "dm-delay", "dm-flakey", "dm-dust")
+    run("modprobe", "-a", "dm-mod", "dm-delay", "dm-flakey", "faulty")
 
 
 def fresh(what: str) -> str:
@@ -52,16 +52,20 @@ def loop(name: str) -> Iterator[str]:
 
 
 class Mapped:
-    """A device-mapper device over a loop device; ``table`` names it ``{0}``."""
+    """A device-mapper device over a loop device; a table names that ``{0}``."""
 
-    def __init__(self, name: str, below: str) -> None:
+    def __init__(self, name: str, below: str, table: str) -> None:
         self.name = name
+        self.first_table = table
         self.below = below
         self.node = f"/dev/mapper/{name}"
 
-    def create(self, table: str) -> None:
-        run("dmsetup", "create", self.name, stdin=self._table(table))
+    def create(self) -> None:
+        run("dmsetup", "create", self.name, stdin=self._table(self.first_table))
         until(self.node, lambda: Path(self.node).exists())
+
+    def remove(self) -> None:
+        run("dmsetup", "remove", "--retry", self.name)
 
     def becomes(self, table: str) -> None:
         """Another table under whoever has it open; what is under way is not waited for."""
@@ -84,7 +88,42 @@ SOUND = f"0 {SECTORS} linear {{0}} 0"
 GONE = f"0 {SECTORS} error"
 TAKES_NO_WRITES = f"0 {SECTORS} flakey {{0}} 0 0 3600 1 error_writes"
 SLOW = f"0 {SECTORS} delay {{0}} 0 500"
-DUST = f"0 {SECTORS} dust {{0}} 0 512"
+
+
+class WithBadBlocks:
+    """A device of md's ``faulty`` (md(4)) over a loop device."""
+
+    READ_FIXABLE, CLEAR_FAULTS = 5, 30
+    """Layouts: the next read fails, and each after it of that place, until a write; none does any more."""
+
+    def __init__(self, below: str) -> None:
+        self.below = below
+        self.node = next(node for n in count() if not Path(node := f"/dev/md{n}").exists())
+
+    def create(self) -> None:
+        run("mdadm", "--build", self.node, "--run", "--level=faulty", "--raid-devices=1", self.below)
+        until(self.node, lambda: Path(self.node).exists())
+
+    def remove(self) -> None:
+        run("mdadm", "--stop", self.node)
+
+    def spoil(self, lba: int) -> None:
+        """Have this block be bad. Again, if somebody else had read another one first."""
+
+        def bad() -> bool:
+            self._layout(self.CLEAR_FAULTS)
+            self._layout(self.READ_FIXABLE)
+            self._read(lba)
+            return self._read(lba).status != 0 and self._read(lba - 1).status == 0
+
+        until(f"block {lba} to be bad", bad)
+
+    def _read(self, lba: int) -> Ran:
+        options = ("of=/dev/null", "iflag=direct", "bs=512", f"skip={lba}", "count=1")
+        return attempt("dd", f"if={self.node}", *options)
+
+    def _layout(self, number: int) -> None:
+        Path(f"/sys/block/{Path(self.node).name}/md/layout").write_text(str(number))
 
 
 @contextmanager
@@ -92,15 +131,22 @@ def lun_over(what: str, table: str = SOUND) -> Iterator[tuple[Mapped, Disk, Node
     """A mapped device, exported by the daemon, logged in: the map, the disk, the node and ``/dev/sdX``."""
     name = fresh(what)
     with loop(name) as below:
-        mapped = Mapped(name, below)
-        mapped.create(table)
-        disk = daemon().device_disk(name, mapped.node)
-        with logged_in(disk.iqn, PORTAL) as node:
+        mapped = Mapped(name, below, table)
+        with lun(name, mapped) as (disk, node):
             yield mapped, disk, node, node.disk()
-        # Not where something failed: a session without its disk would only hide what.
-        daemon().forget(disk)
-        run("udevadm", "settle")
-        run("dmsetup", "remove", "--retry", name)
+
+
+@contextmanager
+def lun(name: str, made: Mapped | WithBadBlocks) -> Iterator[tuple[Disk, Node]]:
+    """A device that is created, exported by the daemon and logged in to; and taken away."""
+    made.create()
+    disk = daemon().device_disk(name, made.node)
+    with logged_in(disk.iqn, PORTAL) as node:
+        yield disk, node
+    # Not where something failed: a session without its disk would only hide what.
+    daemon().forget(disk)
+    run("udevadm", "settle")
+    made.remove()
 
 
 @contextmanager
@@ -144,15 +190,20 @@ def content_of(device: str, lba: int, blocks: int) -> bytes:
 
 @check
 def bad_block_is_a_medium_error_at_its_lba() -> None:
-    """`dm-dust`: READ of a bad block is MEDIUM ERROR with its LBA, its neighbours can be read; a write
+    """md's `faulty`: READ of a bad block is MEDIUM ERROR with its LBA, its neighbours can be read; a write
     mends it."""
-    with sound_lun(), lun_over("dust", DUST) as (mapped, _, _, device):
+    name = fresh("spoilt")
+    with (
+        sound_lun(),
+        loop(name) as below,
+        lun(name, spoilt := WithBadBlocks(below)) as (_, node),
+    ):
+        device = node.disk()
         before = os.urandom(64 * 512)
         well(write(device, FAR_LBA - 32, before), "WRITE before the block is bad")
         run("sg_sync", device)
-        run("dmsetup", "message", mapped.name, "0", "addbadblock", FAR_LBA)
-        run("dmsetup", "message", mapped.name, "0", "enable")
         drop_caches()
+        spoilt.spoil(FAR_LBA)
         cdb = [f"{byte:02x}" for byte in b"\x88\x00" + FAR_LBA.to_bytes(8, "big") + b"\0\0\0\x01\0\0"]
         said = attempt("sg_raw", "--request=512", device, *cdb).refused("Medium Error")
         require("read error" in said.lower(), said)

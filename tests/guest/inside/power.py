@@ -12,7 +12,11 @@ from tests.guest.inside.local_daemon import PLACE, LocalDaemon
 from tests.guest.inside.shell import run
 from tests.guest.wires import GUEST_PORTAL
 
-STATE_DISK, RAW_DISK = "/dev/ubda", "/dev/ubdb"
+STATE_DISK, RAW_DISK = (
+    next((node for node in (f"/dev/ubd{letter}", f"/dev/vd{letter}") if Path(node).exists()), "")
+    for letter in "ab"
+)
+"""In the order in which the machine was given them: user-mode Linux', or a PC's."""
 SIZE: Final = "1MB"
 
 
