@@ -20,7 +20,7 @@ from tests.guest.inside.shell import run, until
 
 KERNEL: Final = Path("/usr/lib/pc-kernel")
 """Of an emulated PC (``image.py``)."""
-MODULES: Final = ("virtio_pci", "virtio_blk", "iscsi_ibft")
+MODULES: Final = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "iscsi_ibft")
 BUSYBOX: Final = Path("/usr/bin/busybox")
 FIRST_SECTOR: Final = 2048
 MBR_CODE: Final = 440
