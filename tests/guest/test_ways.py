@@ -90,6 +90,7 @@ def test_a_part_of_a_state_that_is_larger_can_be_set(
     assert ran.stdout.startswith(said), ran.stdout
 
 
+@pytest.mark.timeout(image.BUILD_LIMIT_S + 6 * ways.LIMIT_S)
 def test_user_mode_linux_on_a_processor_with_more_state_than_it_knows(
     guest_root: Path, guest_choice: ways.Choice, tmp_path: Path
 ) -> None:
