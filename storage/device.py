@@ -12,6 +12,9 @@ Two ways of giving space back, best first:
 
 A device cannot say what is mapped (lseek with SEEK_DATA gives EINVAL), and its size is its administrator's:
 growth and shrinking are both followed at ``refresh``, unless a size was asked for.
+
+One that has gone is taken again when it is back: a disk, a map or a volume by its name in the hardware or the
+driver, a loop device by the file behind it. What has no such name, or another, is another one, and not taken.
 """
 
 import errno
@@ -22,6 +25,7 @@ from pathlib import Path
 from storage import linux
 from storage.base import Backend, Capabilities, Geometry, Run, Space
 from storage.handle import CLOSED, Handle, open_device
+from storage.identity import ANOTHER, device_name, disk_sequence
 from storage.mapping import UNMAPPED
 from storage.paged import Paged
 from storage.transfer import copy_buffered, copy_by_runs, overlaps, split_aligned, zero_buffered
@@ -52,6 +56,10 @@ class Device(Paged):
         super().__init__(path, writable=not read_only)
         self._asked_size = size_bytes
         self._rdev = 0
+        self._name = ""
+        """As it is known again when it has another number."""
+        self._disk = ""
+        """No other disk since boot is known by this."""
         self._sequence: int | None = None
         self._punch: Callable[[int, int, int], None] = linux.discard
         with self._change:
@@ -72,6 +80,7 @@ class Device(Paged):
         if self._asked_size > present:
             raise OSError(errno.ENOSPC, f"the device has only {present} bytes", self.path)
         self._rdev = status.st_rdev
+        self._name, self._disk = self._name_of(status.st_rdev), disk_sequence(status.st_rdev)
         self._sequence = linux.disk_sequence(handle.fd)
         self.capabilities = self._capabilities(handle)
         self._export(handle, self._asked_size or present)
@@ -98,6 +107,17 @@ class Device(Paged):
             unmap_granularity=max(self._queue("discard_granularity"), linux.logical_block_size(handle.fd)),
             unmap_reads_zero=zeroes,
         )
+
+    def _name_of(self, rdev: int) -> str:
+        """The name of the device now under a number; empty: it has none that stays."""
+        return device_name(rdev)
+
+    def _check_name(self, rdev: int) -> None:
+        """Whether what is under the path after a change is the device that was there."""
+        if (rdev, disk_sequence(rdev)) == (self._rdev, self._disk):
+            return
+        if not self._name or self._name_of(rdev) != self._name:
+            raise OSError(errno.ESTALE, ANOTHER.format("device"), self.path)
 
     def _queue(self, attribute: str) -> int:
         """A number from the request queue's attributes; 0 where sysfs has none."""
@@ -173,14 +193,17 @@ class Device(Paged):
             try:
                 rdev = Path(self.path).stat().st_rdev
                 if self._lost:
+                    self._check_name(rdev)
                     # The old descriptor first: it holds the claim, and perhaps on a disk that is gone.
                     self._handle, self._mapping = CLOSED, UNMAPPED
                     self._open()
                     return self.geometry
                 if rdev != self._rdev:
-                    raise OSError(errno.ESTALE, "another device has taken the place of this one", self.path)
+                    self._check_name(rdev)
+                    raise OSError(errno.ESTALE, "the device has another number now", self.path)
                 present = self._size_of(self._handle)
                 if linux.disk_sequence(self._handle.fd) != self._sequence:
+                    self._check_name(rdev)
                     raise OSError(errno.ESTALE, "the disk behind the device was changed", self.path)
             except OSError as error:
                 self._lose(error)

@@ -7,8 +7,8 @@ larger, and never shortened: a smaller exported size leaves the rest of the file
 whole again, since a write past its end would fill the gap with silent zeros.
 
 A file whose name has gone, or leads to another file, is no longer the medium: what is written to it would
-vanish with the descriptor. ``refresh`` raises once, and a later ``refresh`` that finds a file under the
-path, the old one or a new one, carries on with it.
+vanish with the descriptor. ``refresh`` raises until the old one is back under its path. Another one there is
+not ours to take: whoever put it there may want it whole, and initiators have in memory what the old one held.
 """
 
 import errno
@@ -20,6 +20,7 @@ from typing import Final
 from storage import linux
 from storage.base import Backend, Capabilities, Geometry, Run, Space
 from storage.handle import Handle, open_file
+from storage.identity import ANOTHER
 from storage.mapping import PAGE
 from storage.paged import Paged
 from storage.transfer import copy_buffered, copy_by_runs, merged, overlaps, short_io, zero_buffered
@@ -63,19 +64,21 @@ _NO_SUCH_FILE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENOTC
 class File(Paged):
     """A regular file, open."""
 
-    def __init__(self, path: str, size_bytes: int = 0, *, read_only: bool = False) -> None:
+    def __init__(self, path: str, size_bytes: int = 0, *, read_only: bool = False, grow: bool = True) -> None:
         """Open ``path`` and claim it against other processes.
 
         Args:
             path: an existing regular file.
             size_bytes: exported size; 0 = the size of the file.
             read_only: open it so; others may read it too.
+            grow: make it as large, sparse, where it is shorter; otherwise it has been cut off.
 
         Raises:
             OSError: it cannot be opened, is in use, or is shorter than ``size_bytes`` and cannot grow.
         """
         super().__init__(path, writable=not read_only)
         self._asked_size = size_bytes
+        self._grow = grow
         self._identity = (0, 0)
         self._zero_range = True
         with self._change:
@@ -98,7 +101,12 @@ class File(Paged):
         if size > status.st_size:
             if not self.writable:
                 raise OSError(errno.EINVAL, f"the file is shorter than {size} bytes and read-only", self.path)
+            if not self._grow:
+                raise OSError(
+                    errno.EIO, f"the file has been cut off at {status.st_size} of {size} bytes", self.path
+                )
             os.ftruncate(handle.fd, size)
+            os.fsync(handle.fd)  # a power loss after this must not find it shorter
         kind = linux.file_system(handle.fd)
         self._identity = (status.st_dev, status.st_ino)
         self._local = kind in LOCAL
@@ -278,12 +286,10 @@ class File(Paged):
                     self._set_fault(error)  # the next look at the file itself may find it well
                 raise self._bare(error) from None
             if (status.st_dev, status.st_ino) != self._identity:
-                if not self._lost:
-                    fault = OSError(errno.ESTALE, "another file has taken the place of this one", self.path)
-                    self._lose(fault)
-                    raise fault
-                self._open()
-            elif not self._asked_size and status.st_size > self.geometry.size_bytes:
+                fault = OSError(errno.ESTALE, ANOTHER.format("file"), self.path)
+                self._lose(fault)
+                raise fault
+            if not self._asked_size and status.st_size > self.geometry.size_bytes:
                 self._export(status.st_size)
             else:
                 self._lost = False
@@ -300,6 +306,7 @@ class File(Paged):
                 if not self.writable:
                     raise OSError(errno.EROFS, os.strerror(errno.EROFS), self.path)
                 os.ftruncate(handle.fd, size_bytes)
+                os.fsync(handle.fd)
             self._asked_size = size_bytes
             self._export(size_bytes or present)
 

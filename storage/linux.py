@@ -23,6 +23,7 @@ __all__ = [
     "XFS",
     "ZFS",
     "address_of",
+    "birth_time",
     "clone",
     "discard",
     "disk_sequence",
@@ -80,6 +81,17 @@ _fstatfs = _libc.fstatfs
 _fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _mincore = _libc_holding_gil.mincore
 _mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+
+_statx = _libc.statx
+_statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
+
+AT_EMPTY_PATH = 0x1000
+STATX_BTIME = 0x800
+_STATX_SIZE = 256
+_STATX_MASK = Struct("=I")
+_STATX_BTIME = Struct("=qI")
+_STATX_BTIME_AT = 80
+"""``stx_btime`` in ``struct statx`` (statx(2))."""
 
 _STATFS_SIZE = 256
 """Bytes; more than ``struct statfs`` takes on any Linux (120 on x86-64)."""
@@ -152,6 +164,17 @@ def file_system(fd: int) -> int:
     if _fstatfs(fd, answer):
         raise _error()
     return ctypes.c_long.from_buffer(answer).value & 0xFFFFFFFF
+
+
+def birth_time(fd: int) -> int | None:
+    """When the inode was made, nanoseconds since the epoch; None where the file system does not keep it."""
+    answer = ctypes.create_string_buffer(_STATX_SIZE)
+    if _statx(fd, b"", AT_EMPTY_PATH, STATX_BTIME, answer):
+        return None
+    if not _STATX_MASK.unpack_from(answer)[0] & STATX_BTIME:
+        return None
+    seconds, nanoseconds = _STATX_BTIME.unpack_from(answer, _STATX_BTIME_AT)
+    return int(seconds) * 10**9 + int(nanoseconds)
 
 
 def mincore(address: int, length: int, pages: int) -> bytes:

@@ -50,6 +50,8 @@ class ExtentSpec:
     read_only: bool = False
     create: bool = False
     """File only: make it, sparse, when it is missing and ``size_bytes`` is not 0."""
+    grow: bool = True
+    """File only: make it as large as ``size_bytes``, sparse; otherwise a shorter one has been cut off."""
 
 
 # -- opening --------------------------------------------------------------------------------------
@@ -70,7 +72,7 @@ def _open_file(spec: ExtentSpec) -> Backend:
     if spec.create and spec.size_bytes:
         created = create_file(spec.path, spec.size_bytes)
     try:
-        backend = File(spec.path, spec.size_bytes, read_only=spec.read_only)
+        backend = File(spec.path, spec.size_bytes, read_only=spec.read_only, grow=spec.grow)
     except BaseException:
         if created is not None:
             created.undo()

@@ -553,6 +553,14 @@ class Engine(Protocol):
             The work that is under way, or why it is not begun, in words.
         """
 
+    def adopt_medium(self, extent_id: int) -> Awaitable[str]:
+        """Take what is under the path of an extent for its medium, whatever was there before; a file that is
+        shorter than the extent is grown. Its initiators learn that the medium may have changed.
+
+        Returns:
+            Why that cannot be, in words; empty: it is done, or there was nothing to do.
+        """
+
     def look_again(self, path: str = "") -> Awaitable[None]:
         """Look at a medium again, or with no path at all: initiators learn if its size has changed."""
 

@@ -171,6 +171,29 @@ class ExtentResource(CollectionResource):
             },
         )
 
+        router.add(
+            self.name,
+            f"{self.path}{{id}}/adopt/",
+            {
+                "POST": Operation(
+                    self.adopt,
+                    "Take what is under its path now for its medium, in place of what was there; a shorter "
+                    "file is grown. Its initiators learn that the medium may have changed.",
+                    {200: title, **failures},
+                )
+            },
+        )
+
+    async def adopt(self, request: web.Request, id: int) -> web.StreamResponse:
+        """POST of an adoption: the extent as it is then."""
+        self.find(self.engine.configuration, id)
+        if obstacle := await self.engine.adopt_medium(id):
+            raise FieldsError({ALL: [obstacle]})
+        note("adopt", id, None, {})
+        return answer(
+            200, await self.body(self.engine.configuration, self.find(self.engine.configuration, id))
+        )
+
     async def sanitize(self, request: web.Request, id: int) -> web.StreamResponse:
         """POST of a sanitize: what there is to watch. No session may have the extent."""
         self.find(self.engine.configuration, id)

@@ -299,6 +299,7 @@ def _add(resource: Resource) -> None:
     if resource.name == "extent":
         group.command("delete")(_delete_extent(resource))
         group.command("sanitize")(_sanitize_extent(resource))
+        group.command("adopt")(_adopt_extent(resource))
         group.command("clone")(_with_options(resource, _clone_extent(resource), NOT_OF_A_CLONE))
     else:
         group.command("delete")(delete)
@@ -331,6 +332,22 @@ def _delete_extent(resource: Resource) -> Callable[..., None]:
 
 NOT_OF_A_CLONE = ("type", "disk", "file_size")
 """It is a File, as large as its source."""
+
+
+def _adopt_extent(resource: Resource) -> Callable[..., None]:
+    def adopt(
+        context: Context,
+        one: Annotated[str, typer.Argument(metavar="ID-OR-NAME", help="Its id or name.")],
+        json: Json = False,
+    ) -> None:
+        """Take the file or device that is under the path of an extent now, in place of the one it had. It is
+        grown where it is too short, and written to from then on."""
+        with _client(context) as client:
+            found = resource.find(client, one)
+            shown = client.request("POST", f"{resource.path}/{found['id']}/adopt/")
+            _print(context, resource, shown, json)
+
+    return adopt
 
 
 def _sanitize_extent(resource: Resource) -> Callable[..., None]:

@@ -31,6 +31,7 @@ from api.resources.storage import StorageResource
 from api.resources.users import UsersResource
 from api.server import ApiRunner
 from api.v2.app import TrueNas
+from storage.identity import trace_of
 from targetd.config import ConfigError, fresh
 from targetd.daemon.demo import offer_demo
 from targetd.daemon.options import Address, Options, version
@@ -38,6 +39,7 @@ from targetd.daemon.reload import Reloader
 from targetd.datasets.service import NAMESPACE as DATASETS
 from targetd.datasets.service import DatasetService
 from targetd.engine.io_engine import available
+from targetd.engine.media import TRACE_KEPT_AS, OwnFiles
 from targetd.engine.runtime import Runtime
 from targetd.net.inherited_sockets import API, Listeners, inherited
 from targetd.net.loop import Loop
@@ -63,6 +65,8 @@ ACCOUNTS = "account"
 """Namespace in the store of the API's further users."""
 KEYS = "api_key"
 """Namespace of API keys."""
+PLACE = "place"
+"""Namespace in the store of where it is itself."""
 API_SHUTDOWN_S = 2.0
 """How long requests under way may take when the daemon stops."""
 STORE_CLOSE_S = 1.0
@@ -137,17 +141,21 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners, deadline: D
     if options.io_engine == "uring" and (reason := available()) is not None:
         raise StartError(f"--io-engine uring: io_uring cannot be used: {reason.strerror}")
     store = await Store.open(state / STORE_NAME)
+    await _settle_in(store)
     runtime: Runtime | Supervisor
     if options.workers > 1:
         from targetd.workers import supervisor  # a twentieth of all imports, which one process does without
 
         runtime = supervisor.Supervisor(
             *(store, roots, loop, dict(options.pools), options.workers),
-            *(options.log_level, options.log_format, listeners, options.io_engine),
+            *(options.log_level, options.log_format, listeners, options.io_engine, _own_files(options)),
         )
     else:
         runtime = Runtime(
-            *(store, roots, loop, dict(options.pools)), listeners=listeners, io_engine=options.io_engine
+            *(store, roots, loop, dict(options.pools)),
+            listeners=listeners,
+            io_engine=options.io_engine,
+            own_files=_own_files(options),
         )
         runtime.io_engine.tell()
     admin = Account(ADMIN, await run_in_thread(hash_password, password))
@@ -184,7 +192,7 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners, deadline: D
         await datasets.load()
         again = asyncio.Event()
         loop.add_signal_handler(signal.SIGHUP, again.set)
-        reloader = Reloader(options, runtime, users, admin, tls, _read_password, _extent_roots)
+        reloader = Reloader(options, runtime, users, admin, tls, _read_password, _extent_roots, _own_files)
         watchers.append(loop.create_task(reloader.serve(again)))
         if tls is not None:
             watchers.append(loop.create_task(tls.watch()))
@@ -223,6 +231,30 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners, deadline: D
 
 def _extent_roots(options: Options) -> tuple[Path, ...]:
     return options.extent_roots or (options.state_dir / "extents",)
+
+
+def _own_files(options: Options) -> OwnFiles:
+    """What no extent may have."""
+    files = (options.api_password_file, options.tls_cert, options.tls_key, options.config)
+    return OwnFiles(options.state_dir, [path for path in files if path is not None])
+
+
+async def _settle_in(store: Store) -> None:
+    """A store that is not the file it was has been restored, copied or moved, and perhaps the files of its
+    extents with it: by what they were known is forgotten, and they are taken as they are found."""
+    try:
+        trace = (await run_in_thread(trace_of, str(store.path))).encode()
+        kept = (await store.items(PLACE)).get(TRACE_KEPT_AS)
+        if trace == kept:
+            return
+        if kept is not None:
+            await store.forget_traces(TRACE_KEPT_AS)
+            log.warning(
+                "%s was restored, copied or moved; extents take what is under their paths", store.path
+            )
+        await store.put(PLACE, TRACE_KEPT_AS, trace)
+    except (OSError, StoreError) as error:
+        log.error("%s: where it is could not be noted: %s", store.path, error)
 
 
 def _make_directories(state: Path, roots: tuple[Path, ...]) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from api.auth import Account, hash_password, verify_password
 from api.resources.users import UsersResource
 from targetd.daemon.options import DECLARED, Options, UsageError, parse
+from targetd.engine.media import OwnFiles
 from targetd.engine.runtime import Runtime
 from targetd.system import logs
 from targetd.system.threads import run_in_thread
@@ -48,6 +49,8 @@ class Reloader:
     """
     roots: Callable[[Options], tuple[Path, ...]]
     """Where extents may live by these options."""
+    own_files: Callable[[Options], OwnFiles]
+    """What no extent may have by these options."""
 
     async def serve(self, asked: asyncio.Event) -> None:
         """Read again whenever ``asked`` is set, until cancelled."""
@@ -105,6 +108,8 @@ class Reloader:
 
     async def _roots(self, options: Options) -> str:
         self.runtime.extent_roots = self.roots(options)
+        own, before = self.own_files(options), self.own_files(self.started)
+        self.runtime.own_files = OwnFiles(own.state_directory, {*own.files, *before.files})
         return ""
 
 

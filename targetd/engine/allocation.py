@@ -57,9 +57,19 @@ def _key(extent: Extent) -> tuple[str, int]:
 class Allocations:
     """All that are under way in one daemon. On the event loop."""
 
-    def __init__(self, roots: Callable[[], Sequence[Path]], pools: Mapping[str, Path]) -> None:
-        """``roots``: where File extents may live now."""
+    def __init__(
+        self,
+        roots: Callable[[], Sequence[Path]],
+        pools: Mapping[str, Path],
+        judge: Callable[[Extent], None] = lambda extent: None,
+    ) -> None:
+        """
+        Args:
+            roots: where File extents may live now.
+            judge: raises a ConfigError for a file that an extent may not have; on a worker.
+        """
         self.roots = roots
+        self.judge = judge
         self.pools = pools
         self.under_way: dict[_Allocation, None] = {}
 
@@ -156,5 +166,6 @@ class SpaceOfChange:
         """On a worker."""
         extent = each.extent
         check_path(extent, self._owner.roots(), self._owner.pools)
+        self._owner.judge(extent)
         with path_errors(extent):
             return allocate_file(spec_of(extent, self._owner.pools), each.told, lambda: each.unwanted)

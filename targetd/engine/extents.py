@@ -24,7 +24,15 @@ from targetd.config import ConfigError, Extent, ExtentType, LunMapping, Target, 
 from targetd.system.threads import WorkerThreads
 from targetd.volumes import volume_file
 
-__all__ = ["Appearance", "LiveExtent", "appearance", "check_path", "open_extent", "path_errors", "spec_of"]
+__all__ = [
+    "Appearance",
+    "LiveExtent",
+    "appearance",
+    "check_path",
+    "open_extent",
+    "path_errors",
+    "spec_of",
+]
 
 
 KINDS: Mapping[ExtentType, ExtentKind] = {

@@ -64,6 +64,7 @@ from targetd.engine.extents import (
     spec_of,
 )
 from targetd.engine.io_engine import IoEngine
+from targetd.engine.media import TRACE_KEPT_AS, Found, Media, OwnFiles, discard, find, place_of, taken
 from targetd.engine.media_probe import Job, MediaProbe
 from targetd.engine.reports import explanation, lun_statuses, session_status, unit_statistics, work_under_way
 from targetd.engine.throttle import Throttle
@@ -90,6 +91,7 @@ from targetd.persistence.interface import UNITS, Persistence, Records, StoreErro
 from targetd.system.gc_schedule import GcScheduler
 from targetd.system.logs import bind
 from targetd.system.threads import Completions, WorkerThreads, run_in_thread
+from targetd.volumes import VOLUMES
 
 __all__ = ["Runtime"]
 
@@ -150,6 +152,8 @@ class _Prepared:
 
     backends: dict[int, Backend] = field(default_factory=dict)
     """Extent id → newly opened."""
+    found: dict[int, tuple[Extent, Found | None]] = field(default_factory=dict)
+    """Extent id → what that is."""
     made: list[Path] = field(default_factory=list)
     """Files that did not exist before."""
     portals: Bound = field(default_factory=Bound)
@@ -171,6 +175,23 @@ class _Prepared:
             path.unlink(missing_ok=True)
 
 
+@dataclass(slots=True)
+class _Opened:
+    """A medium that has been opened."""
+
+    backend: Backend
+    found: Found | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Doomed:
+    """The file of an extent that is to be deleted with it."""
+
+    extent: Extent
+    known: Found | None
+    kept: str
+
+
 class Runtime:
     """Implements ``targetd.interface.Engine``."""
 
@@ -185,6 +206,7 @@ class Runtime:
         sessions: SessionTable | None = None,
         listeners: Listeners | None = None,
         io_engine: str = "auto",
+        own_files: OwnFiles | None = None,
     ) -> None:
         """
         Args:
@@ -194,8 +216,12 @@ class Runtime:
             sessions: as ``Server`` takes it.
             listeners: where the sockets of portals come from.
             io_engine: how what waits for a medium is carried out.
+            own_files: what no extent may have.
         """
         self._store = store
+        self.media = Media(own_files)
+        self._withheld: dict[int, tuple[Extent, Found, str]] = {}
+        """Extent id → what it would have, and why it may not."""
         self.extent_roots = tuple(extent_roots)
         """Where File extents that are made or changed from now on may live."""
         self._pools = dict(pools or {})
@@ -206,7 +232,7 @@ class Runtime:
         self._extents: dict[int, LiveExtent] = {}
         self._behind: WeakKeyDictionary[Backend, LiveExtent] = WeakKeyDictionary()
         """Openings of media that another has replaced, while they are flushed and closed."""
-        self.allocations = Allocations(lambda: self.extent_roots, self._pools)
+        self.allocations = Allocations(lambda: self.extent_roots, self._pools, self._judge_ahead)
         self._targets: dict[int, ScsiTarget] = {}
         self._subscribers: set[asyncio.Queue[Event]] = set()
         self._housekeeping: set[asyncio.Task[None]] = set()
@@ -230,6 +256,15 @@ class Runtime:
         self._patrol = MediaProbe(loop, self._completions)
         self._spare_lane = WorkerThreads(self._completions, "absent", 1)
         self._garbage = GcScheduler(self._bytes_moved)
+
+    @property
+    def own_files(self) -> OwnFiles:
+        """What no extent may have."""
+        return self.media.own
+
+    @own_files.setter
+    def own_files(self, own_files: OwnFiles) -> None:
+        self.media.own = own_files
 
     # -- the engine interface -----------------------------------------------------------------
 
@@ -299,17 +334,39 @@ class Runtime:
         in_use.check_block_sizes(old, new, changes, self._extents, force)
         clone = await self._clone(clone_of, changes) if clone_of is not None else None
         prepared = await self._prepared(old, changes, clone, force)
+        had = [(live.extent, self.media.of(id)) for id in prepared.found if (live := self._extents.get(id))]
         try:
+            self._claim(changes, prepared)
             await self._prepare_listeners(new, prepared)
             await self._save(old, new)
         except BaseException:
             self._changes_failed += 1
+            for id in prepared.found:
+                self.media.forget(id)
+            for extent, found in had:
+                self.media.put(extent, found)
             await run_in_thread(prepared.undo)
             raise
+        doomed = [
+            _Doomed(old.extents[id], self.media.of(id), self._trace(id))
+            for id in discard_files
+            if id not in new.extents and old.extents[id].type == "File"  # never a device's node
+        ]
         retired = self._swap(old, new, changes, prepared)
-        gone = (old.extents[id] for id in discard_files if id not in new.extents)
-        doomed = [Path(extent.path) for extent in gone if extent.type == "File"]  # never a device's node
         await self._retired(retired, doomed)
+
+    def _claim(self, changes: Changes, prepared: _Prepared) -> None:
+        """Let nobody else take what a change is about to have; a look for a missing medium may be under way.
+
+        Raises:
+            ConfigError: somebody has taken it since it was judged.
+        """
+        leaving = {*prepared.found, *(changes["extents"].removed if "extents" in changes else ())}
+        for extent, found in prepared.found.values():
+            if found is not None and (other := self.media.rival(extent, found, leaving)) is not None:
+                raise ConfigError.one("extents", "path", f"{extent.path}: {taken(other)}.", extent.id)
+        for extent, found in prepared.found.values():
+            self.media.put(extent, found)
 
     def announce_change(self, old: Configuration, new: Configuration) -> None:
         """Tell the readers of the event stream what a change did."""
@@ -476,6 +533,8 @@ class Runtime:
         try:
             await self._prepare_listeners(config, prepared, waits=waits)
         except BaseException:
+            for id in prepared.found:
+                self.media.forget(id)
             await run_in_thread(prepared.undo)
             raise
         await self._retired(self._swap(old, config, diff(old, config), prepared), [])
@@ -564,18 +623,25 @@ class Runtime:
     def _prepare_extents(self, old: Configuration, changes: Changes, users: Mapping[int, str]) -> _Prepared:
         """``users``: extent id → the initiators under whom no other medium may come, nor a smaller one."""
         prepared = _Prepared()
-        written = changes["extents"].written if "extents" in changes else {}
+        if "extents" not in changes:
+            return prepared
+        opened: list[tuple[Extent, Extent | None]] = []
+        for extent in changes["extents"].written.values():
+            assert isinstance(extent, Extent)
+            before = old.extents.get(extent.id)
+            if before is None or spec_of(before, self._pools) != spec_of(extent, self._pools):
+                opened.append((extent, before))
+        leaving = {*changes["extents"].removed, *(extent.id for extent, _ in opened)}
         try:
-            for extent in written.values():
-                assert isinstance(extent, Extent)
-                before, names = old.extents.get(extent.id), users.get(extent.id, "")
+            for extent, before in opened:
+                names = users.get(extent.id, "")
                 if before is not None:
                     was, now = spec_of(before, self._pools), spec_of(extent, self._pools)
-                    if was == now:
-                        continue
                     if in_use.is_another_medium(was, now):
                         in_use.check_medium(extent, was.kind != now.kind, names)
                         prepared.replaced.add(extent.id)
+                check_path(extent, self.extent_roots, self._pools)
+                self._judge_written(extent, before, leaving, prepared)
                 self._prepare_extent(extent, prepared, names)
         except BaseException:
             prepared.undo()
@@ -585,16 +651,73 @@ class Runtime:
     def _prepare_extent(self, extent: Extent, prepared: _Prepared, names: str) -> None:
         """Open what the extent shall be from now on. A medium that is open already may be opened again
         beside itself, with another size or protection; the old opening goes when the change is certain."""
-        check_path(extent, self.extent_roots, self._pools)
         fresh = extent.type == "File" and not os.path.lexists(extent.path)
         backend = open_extent(extent, self._pools)
         prepared.backends[extent.id] = backend
         if fresh:
             prepared.made.append(Path(extent.path))
+        with path_errors(extent):
+            prepared.found[extent.id] = extent, find(spec_of(extent, self._pools))
         live = self._extents.get(extent.id)
         if live is not None and live.backend is not None:
             had, size = live.backend.geometry.size_bytes, backend.geometry.size_bytes
             in_use.check_size(had, size, names, extent.id)
+
+    def _judge_written(
+        self, extent: Extent, before: Extent | None, leaving: Collection[int], prepared: _Prepared
+    ) -> None:
+        """Whether an extent may have what is under its path: before that is grown, or taken for another."""
+        spec = spec_of(extent, self._pools)
+        same_place = before is not None and place_of(spec_of(before, self._pools)) == place_of(spec)
+        coming = [(other, found) for other, found in prepared.found.values() if found is not None]
+        with path_errors(extent):
+            self._judge(extent, spec, known=same_place, leaving=leaving, coming=coming)
+
+    def _judge_ahead(self, extent: Extent) -> None:
+        """The same before space is taken for it, ahead of the change. On a worker."""
+        live = self._extents.get(extent.id)
+        self._judge_written(extent, live.extent if live is not None else None, {extent.id}, _Prepared())
+
+    def _judge(
+        self,
+        extent: Extent,
+        spec: ExtentSpec,
+        *,
+        known: bool,
+        rivals: bool = True,
+        leaving: Collection[int] = (),
+        coming: Collection[tuple[Extent, Found]] = (),
+    ) -> Found | None:
+        """Whether an extent may have what is there now. On a worker.
+
+        Args:
+            known: it must be what the extent had.
+            rivals: no other extent may have it; ``leaving``, ``coming`` as for ``Media.rival``.
+
+        Raises:
+            OSError, ValueError: it may not, or that cannot be found out.
+        """
+        found = find(spec)
+        if found is None:
+            return None
+        folders = [*self.extent_roots, *(directory / VOLUMES for directory in self._pools.values())]
+        if obstacle := self.media.own.obstacle(place_of(spec), found.medium, folders):
+            raise OSError(errno.EPERM, obstacle, extent.path)
+        if known:
+            self.media.check_known(extent, found, self._trace(extent.id))
+        if rivals and (other := self.media.rival(extent, found, leaving, coming)) is not None:
+            raise OSError(errno.EBUSY, taken(other), extent.path)
+        return found
+
+    def _trace(self, extent_id: int) -> str:
+        """What was kept of the medium that an extent had; empty: nothing."""
+        return self._kept.of(extent_id).get(TRACE_KEPT_AS, b"").decode()
+
+    def _remember(self, extent_id: int) -> None:
+        """Keep by what the medium of an extent is known again."""
+        found = self.media.of(extent_id)
+        if found is not None and found.trace and found.trace != self._trace(extent_id):
+            self._keep(extent_id, TRACE_KEPT_AS, found.trace.encode(), lambda error: None)
 
     async def _prepared(
         self,
@@ -674,21 +797,22 @@ class Runtime:
                 self.server.flush_stirred()
         if extent.allocate:
             # what can share blocks has fallocate(2) too, which is done with this in no time
+            spec = replace(spec_of(extent, self._pools), create=False)
             try:
                 with path_errors(extent):
-                    await run_in_thread(allocate_file, self._existing(extent), _ignore)
+                    await run_in_thread(allocate_file, spec, _ignore)
             except BaseException:
                 await run_in_thread(made.undo)
                 raise
         return made
 
-    async def _retired(self, backends: list[Backend], doomed: list[Path]) -> None:
+    async def _retired(self, backends: list[Backend], doomed: list[_Doomed]) -> None:
         """Let go of what nobody needs any more; a medium that does not answer is left to itself."""
         if backends or doomed:
             work = self._keep_running(self._let_go(backends, doomed))
             await asyncio.wait({work}, timeout=RETIRE_PATIENCE_S)
 
-    async def _let_go(self, backends: list[Backend], doomed: list[Path]) -> None:
+    async def _let_go(self, backends: list[Backend], doomed: list[_Doomed]) -> None:
         for backend in await run_in_thread(_retire, backends, doomed):
             live = self._behind.get(backend)
             if live is not None and self._extents.get(live.extent.id) is live:
@@ -702,14 +826,15 @@ class Runtime:
         waiting = {extent.id: extent for extent in extents}
         all_done = asyncio.Event()
 
-        def opened(extent: Extent, result: Backend | OSError | ValueError) -> None:
+        def opened(extent: Extent, result: _Opened | OSError | ValueError) -> None:
             if extent.id not in waiting:  # too late; it will be looked for again
-                if isinstance(result, Backend):
-                    self._keep_running(run_in_thread(result.close))
+                if isinstance(result, _Opened):
+                    self._keep_running(run_in_thread(result.backend.close))
                 return
             del waiting[extent.id]
-            if isinstance(result, Backend):
-                prepared.backends[extent.id] = result
+            if isinstance(result, _Opened):
+                prepared.backends[extent.id] = result.backend
+                prepared.found[extent.id] = extent, result.found
             else:
                 prepared.missing[extent.id] = _reason(result)
                 log.error("extent %s: %s: %s; its LUNs are not ready", extent.name, extent.path, result)
@@ -717,7 +842,8 @@ class Runtime:
                 all_done.set()
 
         self._patrol.add(
-            (partial(_opened, self._existing(extent)), partial(opened, extent)) for extent in extents
+            (partial(self._open_existing, extent, rivals=False), partial(opened, extent))
+            for extent in extents
         )
         left = len(waiting)
         while waiting:
@@ -731,7 +857,21 @@ class Runtime:
             prepared.missing[extent.id] = "the medium does not answer"
             log.error("extent %s: %s does not answer; its LUNs are not ready", extent.name, extent.path)
         waiting.clear()
+        self._part_rivals(prepared)
         return prepared
+
+    def _part_rivals(self, prepared: _Prepared) -> None:
+        """Of extents that turn out to have one medium the oldest keeps it, at every start the same."""
+        for id in sorted(prepared.found):
+            extent, found = prepared.found[id]
+            other = self.media.rival(extent, found) if found is not None else None
+            if other is None:
+                self.media.put(extent, found)
+                continue
+            del prepared.found[id]
+            self._keep_running(run_in_thread(prepared.backends.pop(id).close))
+            prepared.missing[id] = taken(other)
+            log.error("extent %s: %s; its LUNs are not ready", extent.name, taken(other))
 
     async def _prepare_listeners(
         self, new: Configuration, prepared: _Prepared, *, waits: bool = False
@@ -792,12 +932,16 @@ class Runtime:
             return retired
         self._kept.forget(change.removed)
         for id in change.removed:
+            self.media.forget(id)
+            self._withheld.pop(id, None)
             live = self._extents.pop(id)
             live.lane.close()
             if live.backend is not None:
                 retired.append(live.backend)
         for extent in change.written.values():
             assert isinstance(extent, Extent)
+            self.media.put(extent, prepared.found.get(extent.id, (extent, self.media.of(extent.id)))[1])
+            self._remember(extent.id)
             live_or_none = self._extents.get(extent.id)
             backend = prepared.backends.get(extent.id)
             if live_or_none is None:
@@ -1033,9 +1177,107 @@ class Runtime:
                 if live.told == "ok" and not live.looking and live.in_use
             )
 
-    def _existing(self, extent: Extent) -> ExtentSpec:
-        """An extent's medium as it must be there already: nothing is created."""
-        return replace(spec_of(extent, self._pools), create=False)
+    def _open_existing(self, extent: Extent, *, rivals: bool = True) -> _Opened | OSError | ValueError:
+        """Open an extent's medium as it must be there already: nothing is made or grown. On a worker."""
+        if (withheld := self._withheld.get(extent.id)) is not None:
+            return OSError(errno.EBUSY, withheld[2], extent.path)
+        spec = replace(spec_of(extent, self._pools), create=False, grow=False)
+        return self._open_judged(extent, spec, known=True, rivals=rivals)
+
+    def _open_judged(
+        self, extent: Extent, spec: ExtentSpec, *, known: bool, rivals: bool = True
+    ) -> _Opened | OSError | ValueError:
+        try:
+            judged = self._judge(extent, spec, known=known, rivals=rivals)
+            backend = open_backend(spec)
+        except (OSError, ValueError) as error:
+            return error
+        try:
+            found = find(spec)
+            if found is not None and judged is not None and found.is_other_than(judged):
+                raise OSError(errno.EAGAIN, "it has changed while it was opened", extent.path)
+        except (OSError, ValueError) as error:
+            backend.close()
+            return error
+        return _Opened(backend, found)
+
+    async def rivals(
+        self, candidates: Collection[tuple[Extent, Found]], leaving: Collection[int]
+    ) -> list[tuple[Extent, str]]:
+        """What is wrong with these media for these extents, as far as this process knows: another extent has
+        them, or its own is not what it had."""
+        wrong = []
+        for extent, found in candidates:
+            live = self._extents.get(extent.id)
+            if live is not None and live.extent.path == extent.path:
+                try:
+                    self.media.check_known(extent, found, self._trace(extent.id))
+                except OSError as error:
+                    wrong.append((extent, _reason(error)))
+            other = self.media.rival(extent, found, leaving)
+            if other is not None:
+                wrong.append((extent, taken(other)))
+        return wrong
+
+    async def media_found(self) -> list[tuple[Extent, Found]]:
+        """What all extents of this process have, or would have if it were not withheld."""
+        return [*self.media.all(), *((extent, found) for extent, found, _ in self._withheld.values())]
+
+    async def withhold(self, extent_id: int, reason: str) -> None:
+        """Another process's extent has the same medium: this one gives it up; empty: it may look again."""
+        self._withheld.pop(extent_id, None)
+        live, found = self._extents.get(extent_id), self.media.of(extent_id)
+        if live is None or found is None or not reason:
+            return
+        self._withheld[extent_id] = live.extent, found, reason
+        self.media.forget(extent_id)
+        backend, live.backend, live.missing = live.backend, None, reason
+        live.show()
+        self._tell(live)
+        self.server.flush_stirred()
+        if backend is not None:
+            await self._retired([backend], [])
+
+    async def adopt_medium(self, extent_id: int) -> str:
+        """See ``Engine.adopt_medium``."""
+        async with self._lock:
+            live = self._extents.get(extent_id)
+            if live is None:
+                return "There is no such extent."
+            if obstacle := in_use.busy(live):
+                return obstacle
+            if extent_id in self._withheld:
+                return f"{self._withheld[extent_id][2]}."
+            extent = live.extent
+            spec = replace(spec_of(extent, self._pools), create=False)
+            work = asyncio.ensure_future(run_in_thread(partial(self._open_judged, extent, spec, known=False)))
+            if not await _in_time(work, PREPARE_PATIENCE_S):
+                self._keep_running(_close_late(work))
+                return "The medium does not answer."
+            opened = work.result()
+            if not isinstance(opened, _Opened):
+                return f"{extent.path}: {_reason(opened)}."
+            known = self.media.of(extent_id)
+            if live.status == "ok" and (
+                known is None or opened.found is None or opened.found.medium == known.medium
+            ):
+                await run_in_thread(opened.backend.close)
+                return ""
+            old, live.backend, live.missing = live.backend, opened.backend, ""
+            live.lost_writes = opened.backend.lost_writes
+            self.media.put(extent, opened.found)
+            self._remember(extent_id)
+            for unit in live.units.values():
+                unit.replace_medium()
+            live.show()
+            for unit in live.units.values():
+                sanitize.resume(unit)
+            log.warning("extent %s: takes what is under %s now, as it was told to", extent.name, extent.path)
+            self._tell(live)
+            self.server.flush_stirred()
+            if old is not None:
+                self._keep_running(run_in_thread(old.close))
+            return ""
 
     async def sanitize(self, extent_id: int, method: str, passes: int = 1) -> Work | str:
         """See ``Engine.sanitize``."""
@@ -1103,32 +1345,50 @@ class Runtime:
         """Work that looks at a medium, or for one that is missing; and what becomes of that."""
         live.looking = True
         backend, extent = live.backend, live.extent
-        work = partial(_opened, self._existing(extent)) if backend is None else partial(_refreshed, backend)
+        work = (
+            partial(self._open_existing, extent)
+            if backend is None
+            else partial(_refreshed, backend, spec_of(extent, self._pools))
+        )
         return work, partial(self._looked, live, extent, backend)
 
     def _looked(
-        self, live: LiveExtent, extent: Extent, backend: Backend | None, result: Backend | Exception | None
+        self,
+        live: LiveExtent,
+        extent: Extent,
+        backend: Backend | None,
+        result: _Opened | Found | Exception | None,
     ) -> None:
         """What a look at a medium has found: it is gone, it is back, it has another size, or nothing new."""
         live.looking = False
-        opened = isinstance(result, Backend)
+        opened = isinstance(result, _Opened)
         if (
             self._extents.get(extent.id) is not live
             or live.backend is not backend
             or (opened and live.extent is not extent)
         ):
-            if isinstance(result, Backend):
-                live.lane.run(result.close, lambda _: None)
+            if isinstance(result, _Opened):
+                live.lane.run(result.backend.close, lambda _: None)
             return
+        if isinstance(result, _Opened) and result.found is not None:
+            other = self.media.rival(extent, result.found)  # somebody may have been faster
+            if other is not None:
+                live.lane.run(result.backend.close, lambda _: None)
+                result = OSError(errno.EBUSY, taken(other), extent.path)
         if isinstance(result, Exception):
             gone = not isinstance(result, OSError) or result.errno not in STILL_THERE
             if backend is None or gone:
                 was, live.missing = live.missing, _reason(result)
                 if not was:
                     live.show()
-        elif isinstance(result, Backend) or live.missing:
+        elif isinstance(result, _Opened) or live.missing:
             live.missing = ""
-            live.backend = result if isinstance(result, Backend) else backend
+            if isinstance(result, _Opened):
+                live.backend = result.backend
+                self.media.put(extent, result.found)
+            elif result is not None:  # a device may be back under another number
+                self.media.put(extent, result)
+            self._remember(extent.id)
             live.show()
             for unit in live.units.values():
                 sanitize.resume(unit)
@@ -1189,21 +1449,20 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _opened(spec: ExtentSpec) -> Backend | OSError | ValueError:
+def _refreshed(backend: Backend, spec: ExtentSpec) -> Found | OSError | ValueError | None:
     """On a worker."""
     try:
-        return open_backend(spec)
+        backend.refresh()
+        return find(spec)
     except (OSError, ValueError) as error:
         return error
 
 
-def _refreshed(backend: Backend) -> OSError | None:
-    """On a worker."""
-    try:
-        backend.refresh()
-    except OSError as error:
-        return error
-    return None
+async def _close_late(work: asyncio.Future[_Opened | OSError | ValueError]) -> None:
+    """Nobody waits any more for what was to be opened."""
+    opened = await work
+    if isinstance(opened, _Opened):
+        await run_in_thread(opened.backend.close)
 
 
 async def _in_time(work: asyncio.Future[Any], limit_s: float) -> bool:
@@ -1257,7 +1516,7 @@ def _flush_and_close(backend: Backend) -> None:
         backend.close()
 
 
-def _retire(backends: Sequence[Backend], doomed: Sequence[Path]) -> list[Backend]:
+def _retire(backends: Sequence[Backend], doomed: Sequence[_Doomed]) -> list[Backend]:
     """On a worker: let go of media, or openings of them, that nobody needs any more; those that could not be
     flushed are returned."""
     failed = []
@@ -1271,9 +1530,10 @@ def _retire(backends: Sequence[Backend], doomed: Sequence[Path]) -> list[Backend
                 error.filename or "an extent",
                 error.strerror or error,
             )
-    for path in doomed:
+    for each in doomed:
+        path = each.extent.path
         try:
-            path.unlink(missing_ok=True)
+            discard(path, each.known, each.kept)
         except OSError as error:
-            log.error("%s could not be deleted: %s", path, error.strerror)
+            log.error("%s was not deleted with extent %s: %s", path, each.extent.name, error.strerror)
     return failed

@@ -282,6 +282,14 @@ class Store:
             )
             return {row.key: row.value for row in rows}
 
+    async def forget_traces(self, name: str) -> None:
+        """Forget what all units have kept under a name."""
+
+        async def write(connection: AsyncConnection) -> None:
+            await connection.execute(_FORGET, {"gone": f"*/{name}"})
+
+        await self._write(write)
+
     async def close(self) -> None:
         """Let transactions under way finish, fold the log into the file, let the next daemon in."""
         async with self._turn:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 from protocol.scsi import registrations
+from storage.identity import Medium, Part
 from targetd import interface
 from targetd.config import (
     Collection,
@@ -21,6 +22,7 @@ from targetd.config import (
     objects,
     resources,
 )
+from targetd.engine.media import Found
 
 __all__ = [
     "Adopt",
@@ -77,6 +79,8 @@ class Start:
     workers: int
     extent_roots: tuple[str, ...]
     pools: dict[str, str]
+    own_files: tuple[str, ...]
+    """What no extent may have: the state directory, then files; empty: nothing is told."""
     log_level: str
     log_format: str
     io_engine: str
@@ -198,7 +202,7 @@ _PLAIN = {
             Prepared,
             Start,
         ),
-        *(Problem, registrations.State, registrations.Type),
+        *(Problem, registrations.State, registrations.Type, Found, Medium, Part),
     )
 }
 """(module, name) of every class that can be in a message."""

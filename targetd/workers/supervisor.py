@@ -36,6 +36,7 @@ from targetd.config import (
     validate,
 )
 from targetd.engine.allocation import SpaceOfChange
+from targetd.engine.media import OwnFiles
 from targetd.engine.runtime import KEPT_FAILURES, Runtime
 from targetd.interface import (
     Edit,
@@ -60,6 +61,7 @@ from targetd.workers.merge import merged, with_base
 from targetd.workers.messages import Adopt, Delta, Persist, Start
 from targetd.workers.placement import Move, Placement, Plan, coming, leaving, share_of_front
 from targetd.workers.quota import SessionQuota, make_file
+from targetd.workers.rivals import Rivals
 
 __all__ = ["Supervisor"]
 
@@ -77,6 +79,10 @@ WATCH_S = 10.0
 """How often workers are asked for a sign of life."""
 HUNG = 6
 """So many times without any in between, and a worker is ended: its initiators have given it up by then."""
+SOON_S = 1.0
+"""How long a change waits for workers that it does not concern."""
+ADOPT_S = 30.0
+"""How long a medium may take to be opened that an operator puts in place of another."""
 STOP_S = 8.8
 """How long workers may take to stop, who wait 3 s for initiators and 5 s for media; the daemon has 10 s in
 all (design.md §2)."""
@@ -114,12 +120,14 @@ class Supervisor(Owner):
         log_format: str,
         listeners: Listeners | None = None,
         io_engine: str = "auto",
+        own_files: OwnFiles | None = None,
     ) -> None:
         """Starts the processes; they load while other things are made ready."""
         self._store = store
         self._loop = loop
         self._extent_roots = tuple(extent_roots)
         self._pools = {name: str(directory) for name, directory in pools.items()}
+        self._own_files = own_files or OwnFiles()
         self._log_level, self._log_format = log_level, log_format
         self._io_engine = io_engine
         self._lock = asyncio.Lock()
@@ -144,11 +152,13 @@ class Supervisor(Owner):
             *(self._saver, extent_roots, loop, pools),
             sessions=FrontSessions(self._numbers),
             listeners=listeners,
+            own_files=own_files,
             io_engine="threads",  # it has no media
         )
         self.front.controller.engine = self
         self.front.server.view = lambda: self._view
         self.front.server.channel = partial(LoginChannel, obstacle=self._obstacle, hand_over=self._hand_over)
+        self._rivals = Rivals(self._of_all_soon, self._withhold, pools)
         self._members = {
             index: WorkerHandle(self, index, loop, self._seats_file) for index in range(1, workers + 1)
         }
@@ -158,7 +168,7 @@ class Supervisor(Owner):
     def _start_of(self, member: WorkerHandle) -> Start:
         roots = tuple(map(str, self._extent_roots))
         return Start(
-            *(member.index, len(self._members), roots, self._pools),
+            *(member.index, len(self._members), roots, self._pools, _paths(self._own_files)),
             *(self._log_level, self._log_format, self._io_engine),
         )
 
@@ -182,6 +192,7 @@ class Supervisor(Owner):
         self._shares.carried_out(self._shares.plan(empty, config, changes), changes)
         self._in_force(config)
         await asyncio.gather(*map(self._begin, self._members.values()))
+        await self._rivals.settle()
         self._keep_running(self._tell_of_portals())
         self._keep_running(self._watch())
         await self.front.start(share_of_front(config), first=first)
@@ -244,6 +255,17 @@ class Supervisor(Owner):
         for member in self._members.values():
             member.ask("extent_roots", tuple(map(str, roots)))
 
+    @property
+    def own_files(self) -> OwnFiles:
+        """What no extent may have; from the next change on."""
+        return self._own_files
+
+    @own_files.setter
+    def own_files(self, own_files: OwnFiles) -> None:
+        self._own_files = self.front.own_files = own_files
+        for member in self._members.values():
+            member.ask("own_files", _paths(own_files))
+
     # -- workers that end ---------------------------------------------------------------------
 
     def ended(self, member: WorkerHandle) -> None:
@@ -291,6 +313,7 @@ class Supervisor(Owner):
             return
         async with self._lock:
             await self._begin(member)
+            await self._rivals.settle()
         if member.up.is_set():
             member.tell_that_it_serves()
             self.front.announce("worker.start", worker=member.index, pid=member.pid)
@@ -429,6 +452,7 @@ class Supervisor(Owner):
                     if not awaited:
                         return old, new
             if due:
+                await self._rivals.check(old, diff(old, new))
                 await space.take(due, old)
             else:
                 await self._wait_for(awaited[0], deadline)
@@ -444,6 +468,7 @@ class Supervisor(Owner):
         """Carry out a change, unless workers must be waited for, which are returned; nothing was done then.
         Under the lock."""
         changes = diff(old, new)
+        await self._rivals.check(old, changes)
         plan = self._shares.plan(old, new, changes, self._connections, clone_of)
         for move in plan.moves:
             await self._move(move)
@@ -455,6 +480,8 @@ class Supervisor(Owner):
         if not awaited:
             await self._carry_out(new, plan, deltas, discard_files, clone_of, force)
             self.front.allocations.removed(old.extents.keys() - new.extents.keys())
+            if self._rivals.any:
+                await self._rivals.settle()
         return awaited
 
     async def _wait_for(self, member: WorkerHandle, deadline: float) -> None:
@@ -560,6 +587,19 @@ class Supervisor(Owner):
             )
             return answer if answer is not None else "Its worker process does not answer; try again later."
 
+    async def adopt_medium(self, extent_id: int) -> str:
+        """See ``Engine.adopt_medium``."""
+        async with self._lock:  # the extent stays where it is
+            owner = self._shares.extents.get(extent_id)
+            if owner is None:
+                return "There is no such extent."
+            member = self._members[owner]
+            try:
+                answer: str = await asyncio.wait_for(member.ask("adopt_medium", extent_id), ADOPT_S)
+            except (WorkerGoneError, WorkerError, TimeoutError):
+                return "Its worker process does not answer; try again later."
+            return answer
+
     async def look_again(self, path: str = "") -> None:
         """See ``Engine.look_again``: a medium may take its time to answer."""
         looking = (member.ask("look_again", path) for member in self._present())
@@ -579,6 +619,22 @@ class Supervisor(Owner):
         ):
             found |= answer or {}
         return found
+
+    async def _of_all_soon(self, what: str, *arguments: Any) -> list[Any]:
+        """The answers of all workers that are there and at it: a change does not wait for one that hangs."""
+        asked = [asyncio.ensure_future(member.ask(what, *arguments)) for member in self._present()]
+        if asked:
+            await asyncio.wait(asked, timeout=SOON_S)
+        return [each.result() for each in asked if each.done() and each.exception() is None]
+
+    async def _withhold(self, extent_id: int, reason: str) -> None:
+        owner = self._shares.extents.get(extent_id)
+        if owner is not None:
+            await self._ask(self._members[owner], "withhold", extent_id, reason)
+
+    async def _settle_rivals(self) -> None:
+        async with self._lock:
+            await self._rivals.settle()
 
     async def _ask(self, member: WorkerHandle, what: str, *arguments: Any) -> Any:
         """One worker's answer; None: it is not there, or does not answer."""
@@ -704,10 +760,19 @@ class Supervisor(Owner):
     def happened(self, event: Event) -> None:
         if event.kind == "login.refused":
             self._failures.append(LoginFailure(**event.data))
+        elif event.kind == "extent.ready":  # a medium has come back: is it another's by now?
+            self._keep_running(self._settle_rivals())
         self.front.announce(event.kind, **event.data)
 
     def events(self) -> AsyncIterator[Event]:
         return self.front.events()
+
+
+def _paths(own_files: OwnFiles) -> tuple[str, ...]:
+    """As ``Start`` has them."""
+    if own_files.state_directory is None:
+        return ()
+    return tuple(map(str, (own_files.state_directory, *own_files.files)))
 
 
 async def _over(work: Mapping[WorkerHandle, Change]) -> None:

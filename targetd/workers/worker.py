@@ -18,6 +18,7 @@ from typing import Any
 
 from protocol.scsi.registrations import State
 from targetd.config import ConfigError, Configuration
+from targetd.engine.media import OwnFiles
 from targetd.engine.runtime import Runtime
 from targetd.interface import Statistics
 from targetd.net.admission import Admission, ConnectionLimiter, Limits
@@ -140,6 +141,7 @@ class _Worker:
             listens=False,
             sessions=SharedSessions(SessionQuota(seats, start.workers, start.index)),
             io_engine=start.io_engine,
+            own_files=_own_files(start.own_files),
         )
         self.runtime.io_engine.tell()
         self.runtime.server.connection_limiter = _Doorkeeper(link)
@@ -227,9 +229,17 @@ class _Worker:
     async def extent_roots(self, roots: tuple[str, ...]) -> None:
         self.runtime.extent_roots = tuple(map(Path, roots))
 
+    async def own_files(self, files: tuple[str, ...]) -> None:
+        self.runtime.own_files = _own_files(files)
+
     async def stop(self) -> None:
         await self.runtime.stop()
         self._stop.set()
+
+
+def _own_files(paths: tuple[str, ...]) -> OwnFiles:
+    """The state directory, then files."""
+    return OwnFiles(Path(paths[0]), [Path(path) for path in paths[1:]]) if paths else OwnFiles()
 
 
 def _of_runtime(name: str) -> Callable[..., Awaitable[Any]]:
@@ -243,22 +253,27 @@ SERVICES: dict[str, Callable[..., Awaitable[Any]]] = {
     "hand_on": _Worker.hand_on,
     "extent_roots": _Worker.extent_roots,
     "logs": _Worker.logs,
+    "own_files": _Worker.own_files,
     "statistics": _Worker.statistics,
     "stop": _Worker.stop,
     "take_over": _Worker.take_over,
     **{
         name: _of_runtime(name)
         for name in (
+            "adopt_medium",
             "drop",
             "explain",
             "extent_statuses",
             "load_lun",
             "look_again",
             "luns",
+            "media_found",
             "negotiate",
             "reset_lun",
+            "rivals",
             "sanitize",
             "sessions",
+            "withhold",
             "stand_still",
         )
     },

@@ -30,6 +30,7 @@ class MemoryEngine:
         self.forced = 0
         """Those of them that were to be done in any case."""
         self.cloned: list[int] = []
+        self.adopted: list[int] = []
         self.sanitized: list[tuple[int, str, int]] = []
         self.faults: dict[int, str] = {}
         self.absent: dict[int, str] = {}
@@ -73,6 +74,10 @@ class MemoryEngine:
     async def sanitize(self, extent_id: int, method: str, passes: int = 1) -> Work | str:
         self.sanitized.append((extent_id, method, passes))
         return self.faults.get(extent_id) or Work("sanitize", extent_id, "name", 0, 1 << 20)
+
+    async def adopt_medium(self, extent_id: int) -> str:
+        self.adopted.append(extent_id)
+        return self.faults.get(extent_id, "")
 
     async def look_again(self, path: str = "") -> None:
         self.looked_at.append(path)

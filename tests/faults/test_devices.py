@@ -165,7 +165,7 @@ def test_partitions_are_disks_of_their_own(shared_daemon: Daemon, partitioned: s
             },
         )
         assert refused.status == 409
-        assert "in use" in str(refused.json)
+        assert "has the same file or device already" in str(refused.json)
     daemon.delete_disk(one)
     daemon.delete_disk(two)
 
@@ -237,7 +237,11 @@ def test_another_disk_under_the_same_name_is_noticed(
                         lambda: met.append(lun.read(0).sense_key) or met[-1] in (NOT_READY, UNIT_ATTENTION),
                         "it is noticed",
                     )
-                    eventually(lambda: lun.read(0).good, "the other disk is taken")
+                    absent = (NOT_READY, MEDIUM_NOT_PRESENT)
+                    eventually(lambda: sense(lun.read(0)) == absent, "it is not taken")
+                    assert "adopt" in status_of(daemon, disk.extent_id)
+                    daemon.expect(200, "POST", f"services/iscsi/extent/{disk.extent_id}/adopt/")
+                    lun.ready()
                     assert lun.read(0).data == bytes(512)
                     assert lun.capacity() == 8 * MIB
                     daemon.delete_disk(disk)

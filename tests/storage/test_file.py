@@ -510,18 +510,34 @@ def test_a_vanished_file_is_found_again(path: Path) -> None:
     assert extent.status == "ok"
 
 
-def test_a_replaced_file_is_reported_once_and_then_taken(path: Path) -> None:
-    extent = File(str(path))
-    other = path.with_name("other")
-    other.write_bytes(b"o" * 2 * MIB)
-    other.replace(path)
-    with pytest.raises(OSError) as caught:
-        extent.refresh()
-    assert caught.value.errno == errno.ESTALE
+def test_another_file_under_the_name_is_neither_read_nor_written(path: Path) -> None:
+    """Whoever put it there may want it whole; initiators have in memory what the old one held."""
+    extent = File(str(path), 2 * MIB)
+    extent.write(0, DATA)
+    aside = path.rename(path.with_name("aside"))
+    path.write_bytes(b"PRECIOUS")
+    for _ in range(2):
+        with pytest.raises(OSError) as caught:
+            extent.refresh()
+        assert caught.value.errno == errno.ESTALE
+        assert "adopt" in extent.status
+        with pytest.raises(OSError):
+            extent.write(0, DATA)
+        assert extent.read_nowait(0, 4096) is None
+        assert path.read_bytes() == b"PRECIOUS"
+    aside.replace(path)
     assert extent.refresh().size_bytes == 2 * MIB
-    view = extent.read_nowait(0, 4096)
-    assert view is not None
-    assert sent(view) == b"o" * 4096
+    assert extent.status == "ok"
+    assert extent.read(0, MIB) == DATA
+
+
+def test_a_file_that_was_cut_off_meanwhile_is_not_filled_with_zeros(path: Path) -> None:
+    size = path.stat().st_size
+    with pytest.raises(OSError, match=f"cut off at {size} of {2 * size} bytes"):
+        File(str(path), 2 * size, grow=False)
+    assert path.stat().st_size == size
+    assert File(str(path), size, grow=False).geometry.size_bytes == size
+    assert File(str(path), 2 * size).geometry.size_bytes == path.stat().st_size == 2 * size
 
 
 @pytest.mark.parametrize(
