@@ -44,5 +44,5 @@ took make
 
 mv ".$work/linux-image-$release/boot/vmlinuz-$release" out/vmlinuz
 mv ".$work/linux-image-$release/lib/modules" out/modules/usr/lib
-"$initramfs" . /out/modules/usr "$release" out/initramfs
+"$initramfs" "$PWD" /out/modules/usr "$release" out/initramfs
 took initramfs
