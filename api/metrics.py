@@ -180,7 +180,8 @@ def _cumulative(latency: Latency) -> list[tuple[str, float]]:
 class _Snapshot(Collector):
     """One moment, as metrics."""
 
-    def __init__(self, statistics: Statistics) -> None:
+    def __init__(self, statistics: Statistics, max_sessions: int) -> None:
+        self._max_sessions = max_sessions
         self._statistics = statistics
 
     def collect(self) -> Iterator[Metric]:
@@ -196,6 +197,13 @@ class _Snapshot(Collector):
         ]
         portals = [(_portal_labels(portal), portal) for portal in statistics.portals]
         yield from _simple(_WHOLE, (), [((), statistics)])
+        limit = GaugeMetricFamily(
+            "iscsi_sessions_limit",
+            "Normal sessions that there may be (iscsi_maxsesh); one address or initiator has three quarters. "
+            'Refusals are iscsi_portal_login_failures_total{status="out_of_resources"}.',
+        )
+        limit.add_metric((), self._max_sessions)
+        yield limit
         if statistics.processes:
             yield from _simple(_PROCESS, ("worker",), [((p.name,), p) for p in statistics.processes])
         yield from _simple(_UNIT, _UNIT_LABELS, units)
@@ -271,7 +279,7 @@ class MetricsResource:
     def _write(self, encode: Callable[[Any], bytes], statistics: Statistics) -> bytes:
         """On a worker."""
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Snapshot(statistics))
+        registry.register(_Snapshot(statistics, self._engine.configuration.globals.max_sessions))
         registry.register(_Both(self._process))
         return encode(registry)
 

@@ -130,6 +130,7 @@ class Connection:
         "login_limits",
         "nop_interval_s",
         "now",
+        "origin",
         "out",
         "owner",
         "paced",
@@ -153,6 +154,7 @@ class Connection:
         login_limits: LoginLimits | None = None,
         io_timeout_s: float = 30,
         nop_interval_s: float = 20,
+        origin: str = "",
         owner: Any = None,
     ) -> None:
         """
@@ -161,10 +163,12 @@ class Connection:
             now: seconds of any monotonic clock, as in every later call.
             io_timeout_s: a peer that stalls inside a PDU for longer is dropped; 0 = never.
             nop_interval_s: silence after which the peer is asked for a sign of life; 0 = never.
+            origin: whom limits on sessions count it for, as an address.
             owner: whatever the owner wants to find again.
         """
         self.sessions = sessions
         self.authorizer = authorizer
+        self.origin = origin
         self.owner = owner
         self.has_unread: Callable[[], bool] = _nothing_unread
         """Whether the peer has said something that was not received yet: then it is not silent."""

@@ -23,6 +23,7 @@ __all__ = [
     "LARGE_COMMAND",
     "MAX_AHS_WORDS",
     "MAX_CHAP_BINARY",
+    "MAX_DISCOVERY_OF_ONE",
     "MAX_DISCOVERY_SESSIONS",
     "MAX_EARLY_HEADERS",
     "MAX_FRUITLESS",
@@ -158,7 +159,10 @@ have got what was sent before (RFC 7143 §4.2.3.3 d). One that is silent for lon
 
 MAX_DISCOVERY_SESSIONS = 256
 """They last as long as a SendTargets takes; who keeps them open, or opens them without end, must not take
-the TSIHs of those who have work to do."""
+the TSIHs of those who have work to do. One more ends the oldest of the origin that has the most."""
+
+MAX_DISCOVERY_OF_ONE = 64
+"""Of one origin (an address): one more ends its oldest. A host has one for each portal while it looks."""
 
 MAX_TSIH = 0xFFFF
 """TSIH is 16 bits and 0 is reserved (RFC 7143 §11.12.6)."""

@@ -13,7 +13,8 @@ of command numbering and flow control (§4.2.2.1):
 (session reinstatement, §6.3.5), one more connection, or the same connection again.
 """
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from protocol import allegiance, serial
 from protocol.access import Grant, Refusal
 from protocol.enums import AsyncEvent, LoginStatus
 from protocol.events import End, EndReason
-from protocol.limits import MAX_DISCOVERY_SESSIONS, MAX_TSIH
+from protocol.limits import MAX_DISCOVERY_OF_ONE, MAX_DISCOVERY_SESSIONS, MAX_TSIH
 from protocol.scsi.attention import condition
 from protocol.scsi.request import Nexus
 from protocol.scsi.sense import Sense
@@ -76,6 +77,7 @@ class Session:
         "lost",
         "max_cmd_sn",
         "nexus",
+        "origin",
         "target",
         "tasks",
         "tsih",
@@ -83,7 +85,9 @@ class Session:
         "withheld",
     )
 
-    def __init__(self, number: int, tsih: int, login: "LoginResult", cmd_sn: int, now: float) -> None:
+    def __init__(
+        self, number: int, tsih: int, login: "LoginResult", cmd_sn: int, now: float, origin: str = ""
+    ) -> None:
         grant: Grant = login.grant
         self.id = number
         """Unique for the life of the daemon."""
@@ -119,6 +123,8 @@ class Session:
         """CmdSN → the PDU that came before its turn; None where the number counts as used (``skip``)."""
         self._releasing = False
         self.created_at = now
+        self.origin = origin
+        """Whom limits count it for."""
         self.ended: End | None = None
         """Why the session is over; None while it lives."""
         self.commands = 0
@@ -227,6 +233,37 @@ class Session:
             connection.close(reason)
 
 
+Holder = tuple[str, str]
+"""("address" or "initiator", which): who has a share of the sessions."""
+
+
+def holders(origin: str, initiator_name: str) -> tuple[Holder, Holder]:
+    """Whom a session counts for."""
+    return ("address", origin), ("initiator", initiator_name)
+
+
+def share(max_sessions: int) -> int:
+    """How many of all normal sessions one address, or one initiator, may have: a quarter is for others."""
+    return max_sessions - max_sessions // 4
+
+
+_RAISE = "raise iscsi_maxsesh (globalconfiguration/) if there shall be more"
+
+
+def all_taken(max_sessions: int) -> str:
+    """Why a login is refused, for an operator."""
+    return f"iscsi_maxsesh: {max_sessions} sessions exist already, over all targets; {_RAISE}"
+
+
+def share_taken(holder: Holder, max_sessions: int) -> str:
+    """The same, where one has its share."""
+    kind, name = holder
+    return (
+        f"iscsi_maxsesh: {kind} {name} has {share(max_sessions)} sessions already, three quarters of the "
+        f"{max_sessions} that there may be over all targets; {_RAISE}"
+    )
+
+
 class SessionTable:
     """All sessions of the daemon."""
 
@@ -234,6 +271,8 @@ class SessionTable:
         self.max_sessions = max_sessions
         """Over all normal sessions; live-changeable (api-semantics §11)."""
         self.max_discovery_sessions = MAX_DISCOVERY_SESSIONS
+        self.counts: Counter[Hashable] = Counter()
+        """``key`` of a holder → its normal sessions."""
         self.sessions: dict[int, Session] = {}
         """By ``Session.id``."""
         self._by_tsih: dict[int, Session] = {}
@@ -255,9 +294,28 @@ class SessionTable:
         self._last_id += 1
         return self._last_id
 
-    def has_room(self) -> bool:
-        """Whether there may be one normal session more; it is made at once if there may."""
-        return self.normal_count() < self.max_sessions
+    def key(self, holder: Holder) -> Hashable:
+        """What its sessions are counted under."""
+        return holder
+
+    def full(self, origin: str, initiator_name: str, *, asking: bool = False) -> str:
+        """Why there may not be one more normal session; empty: there may, and it is made at once unless
+        somebody is only ``asking``."""
+        if self.normal_count() >= self.max_sessions:
+            return all_taken(self.max_sessions)
+        for holder in holders(origin, initiator_name):
+            if self.counts[self.key(holder)] >= share(self.max_sessions):
+                return share_taken(holder, self.max_sessions)
+        return ""
+
+    def obstacle(self, origin: str, initiator_name: str, target_name: str) -> str:
+        """What ``full`` would say to a login; one that takes the place of a session of its own needs none."""
+        if any(
+            (session.initiator_name, session.grant.target_name) == (initiator_name, target_name)
+            for session in self.sessions.values()
+        ):
+            return ""
+        return self.full(origin, initiator_name, asking=True)
 
     def normal_count(self) -> int:
         """Sessions that are not discovery sessions."""
@@ -286,24 +344,19 @@ class SessionTable:
                     + (f"CHAP user {login.user!r}" if login.user else "without CHAP"),
                 )
             self.end(existing, End(EndReason.REINSTATEMENT, "session reinstatement"))
-        if grant.target is not None and not self.has_room():
-            return Refusal(
-                LoginStatus.OUT_OF_RESOURCES,
-                f"iscsi_maxsesh: {self.max_sessions} sessions exist already",
-            )
-        if grant.target is None and self.discovery_count() >= self.max_discovery_sessions:
-            return Refusal(
-                LoginStatus.OUT_OF_RESOURCES,
-                f"{self.max_discovery_sessions} discovery sessions exist already",
-            )
+        if grant.target is None:
+            self._make_room_for_discovery(connection.origin)
+        elif why := self.full(connection.origin, login.initiator_name):
+            return Refusal(LoginStatus.OUT_OF_RESOURCES, why)
         tsih = self._free_tsih()
         if not tsih:
             return Refusal(LoginStatus.OUT_OF_RESOURCES, "every TSIH is in use")
-        session = Session(self.new_id(connection), tsih, login, cmd_sn, now)
+        session = Session(self.new_id(connection), tsih, login, cmd_sn, now, connection.origin)
         self.sessions[session.id] = session
         self._by_tsih[tsih] = session
         if session.target is not None:
             self._by_port[key] = session
+            self.counts.update(map(self.key, holders(session.origin, session.initiator_name)))
             session.target.attach(session.nexus)
         session.connections[login.cid] = connection
         return session
@@ -346,6 +399,28 @@ class SessionTable:
             old.close(End(EndReason.REINSTATEMENT, "connection reinstatement"))
         existing.connections[login.cid] = connection
         return existing
+
+    def _count_out(self, session: Session) -> None:
+        """An origin without sessions costs no memory."""
+        for key in map(self.key, holders(session.origin, session.initiator_name)):
+            self.counts[key] -= 1
+            if not self.counts[key]:
+                del self.counts[key]
+
+    def _make_room_for_discovery(self, origin: str) -> None:
+        """Who looks for targets is not kept out by who keeps a discovery session open, which holds nothing:
+        the oldest of the origin with the most goes, or of the same origin, if that has its share."""
+        found = [session for session in self.sessions.values() if session.target is None]
+        have = Counter(session.origin for session in found)
+        if have[origin] >= MAX_DISCOVERY_OF_ONE:
+            most = origin
+        elif len(found) >= self.max_discovery_sessions:
+            most = max(have, key=lambda each: have[each])
+        else:
+            return
+        oldest = next(session for session in found if session.origin == most)
+        words = f"made room for another discovery session; {most or 'its origin'} had {have[most]}"
+        self.end(oldest, End(EndReason.MADE_ROOM, words))
 
     def _free_tsih(self) -> int:
         for _ in range(MAX_TSIH):
@@ -405,6 +480,7 @@ class SessionTable:
             key = (session.nexus.initiator_port, session.nexus.target_port)
             if self._by_port.get(key) is session:
                 del self._by_port[key]
+                self._count_out(session)
         session.end(reason, notice=notice)
         if self.ended is not None:
             self.ended(session)

@@ -58,7 +58,7 @@ PRIVATE: dict[str, tuple[str, ...]] = {
 FOREIGN: dict[str, tuple[str, ...]] = {
     # library → the only ones of ours that may import it
     "asyncio": ("api", "targetd"),
-    "socket": ("targetd",),
+    "socket": ("targetd", "api.server"),
     "select": ("targetd",),
     "time": ("storage", "targetd", "api"),
     "mmap": ("storage.mapping", "storage.mapped_writes", "storage.uring"),

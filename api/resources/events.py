@@ -7,12 +7,12 @@ making anybody wait; there is no history.
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Final
 
 from aiohttp import web
 
-from api.errors import answer
 from api.resources.collection import PREFIX
 from api.routing import Operation, Router
 from targetd.interface import Engine, Event
@@ -22,7 +22,10 @@ __all__ = ["EventsResource"]
 PATH: Final = f"{PREFIX}services/iscsi/events/"
 KEEPALIVE_S: Final = 15.0
 MAX_READERS: Final = 64
-"""Each holds a connection and a queue for as long as it likes."""
+"""Each holds a connection and a queue for as long as it likes. One more ends the oldest of the address that
+has the most."""
+MAX_OF_ONE: Final = 16
+"""Of one address: one more ends its oldest."""
 SLOW_S: Final = 30.0
 """A reader that does not take an event within this time is gone."""
 
@@ -32,8 +35,8 @@ class EventsResource:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._readers = 0
-        self._stopped = asyncio.Event()
+        self._readers: dict[asyncio.Event, str] = {}
+        """What tells a stream to end → the address of who reads it; the oldest first."""
 
     def register(self, router: Router) -> None:
         """Add its place."""
@@ -44,7 +47,7 @@ class EventsResource:
                 "GET": Operation(
                     self.stream,
                     "Sessions, refused logins and changes as they happen (text/event-stream).",
-                    {200: None, 401: None, 503: "Error"},
+                    {200: None, 401: None},
                     streams=True,
                 )
             },
@@ -52,23 +55,39 @@ class EventsResource:
 
     async def close(self, app: web.Application) -> None:
         """End all streams: the server is about to stop."""
-        self._stopped.set()
+        for over in self._readers:
+            over.set()
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """GET: for as long as the reader stays."""
         if request.method == "HEAD":
             return web.Response(content_type="text/event-stream")
-        if self._readers >= MAX_READERS:
-            return answer(503, {"error": f"{MAX_READERS} readers are connected already."})
-        self._readers += 1
+        self._make_room(request.remote or "")
+        over = asyncio.Event()
+        self._readers[over] = request.remote or ""
         events = self.engine.events()
         try:
-            return await self._tell(request, events)
+            return await self._tell(request, events, over)
         finally:
-            self._readers -= 1
+            self._readers.pop(over, None)
             await events.aclose()  # type: ignore[attr-defined]  # an asynchronous generator, though not by name
 
-    async def _tell(self, request: web.Request, events: AsyncIterator[Event]) -> web.StreamResponse:
+    def _make_room(self, address: str) -> None:
+        """Streams can be had again: the newcomer is served, and the oldest of who has too many ends."""
+        have = Counter(self._readers.values())
+        if have[address] >= MAX_OF_ONE:
+            most = address
+        elif len(self._readers) >= MAX_READERS:
+            most = max(have, key=lambda each: have[each])
+        else:
+            return
+        oldest = next(over for over, of in self._readers.items() if of == most)
+        del self._readers[oldest]
+        oldest.set()
+
+    async def _tell(
+        self, request: web.Request, events: AsyncIterator[Event], over: asyncio.Event
+    ) -> web.StreamResponse:
         response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream",
@@ -76,7 +95,7 @@ class EventsResource:
                 "X-Accel-Buffering": "no",
             }
         )
-        stopped = asyncio.ensure_future(self._stopped.wait())
+        stopped = asyncio.ensure_future(over.wait())
         coming = asyncio.ensure_future(anext(events))
         try:
             await asyncio.sleep(0)  # what happens from here on is heard

@@ -21,6 +21,7 @@ from targetd.config.resources import (
     Collection,
     Configuration,
     Extent,
+    GlobalConfiguration,
     InitiatorGroup,
     LunMapping,
     Portal,
@@ -53,9 +54,16 @@ __all__ = [
 _R = TypeVar("_R", Extent, InitiatorGroup, AuthCredential, Portal, Target, TargetGroup, LunMapping)
 
 
+FRESH_MAX_SESSIONS = 256
+"""Sessions that a new store allows: what one takes is bounded, and so are all together, by the memory of the
+process. More than a rack of hosts with a few targets each; 192 of them for one host."""
+
+
 def fresh(portal_address: str = "0.0.0.0:3260") -> Configuration:
-    """What a new store holds: portal 1, initiator group 1 for everyone, the defaults (design.md §2)."""
-    empty = add(Configuration(), "portals", Portal(id=1, tag=1, addresses=(portal_address,)))
+    """What a new store holds: portal 1, initiator group 1 for everyone, the defaults (design.md §2), but for
+    iscsi_maxsesh: with FreeNAS's 16 over all targets the seventeenth host is refused on the day it comes."""
+    globals_ = GlobalConfiguration(max_sessions=FRESH_MAX_SESSIONS)
+    empty = add(Configuration(globals=globals_), "portals", Portal(id=1, tag=1, addresses=(portal_address,)))
     return add(empty, "initiator_groups", InitiatorGroup(id=1, tag=1))
 
 

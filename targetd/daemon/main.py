@@ -21,15 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-
 from api.app import make_app
 from api.auth import Account, Authenticator, hash_password
 from api.keys import KeyRing
 from api.resources.snapshot import SnapshotResource
 from api.resources.storage import StorageResource
 from api.resources.users import UsersResource
-from api.server import ApiRunner
+from api.server import ApiRunner, ApiSite
 from api.v2.app import TrueNas
 from storage.identity import trace_of
 from targetd.config import ConfigError, fresh
@@ -318,11 +316,11 @@ async def _bind_api(listeners: Listeners, address: Address) -> list[socket.socke
 
 
 async def _start_api(
-    api: web.AppRunner, listeners: Listeners, sockets: list[socket.socket], tls: ssl.SSLContext | None
+    api: ApiRunner, listeners: Listeners, sockets: list[socket.socket], tls: ssl.SSLContext | None
 ) -> None:
     await api.setup()
     for sock in sockets:
-        await web.SockSite(api, sock, ssl_context=tls).start()
+        await ApiSite(api, sock, ssl_context=tls).start()
         listeners.keep(API, sock)
 
 

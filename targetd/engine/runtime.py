@@ -82,6 +82,7 @@ from targetd.interface import (
 )
 from targetd.luc.server import ControllerServer
 from targetd.net.access import AccessSnapshot
+from targetd.net.admission import neighbourhood
 from targetd.net.host_addresses import HostAddresses
 from targetd.net.inherited_sockets import Listeners
 from targetd.net.loop import Loop
@@ -455,8 +456,13 @@ class Runtime:
     ) -> list[Explanation]:
         config = self._config
         wanted = target.lower()
+        origin, table = neighbourhood(address), self.server.sessions
         return [
-            explanation(self._view, portal, configured, initiator_name, address, self._obstacle(portal))
+            explanation(
+                *(self._view, portal, configured, initiator_name, address),
+                self._obstacle(portal)
+                or table.obstacle(origin, initiator_name, full_name(config.globals, configured)),
+            )
             for portal in config.portals.values()
             if portal_id in (None, portal.id)
             for configured in config.targets.values()

@@ -38,7 +38,7 @@ from protocol.task import Task
 from targetd.config import split_address
 from targetd.interface import LoginFailure
 from targetd.net.access import AccessSnapshot, PortalAuthorizer
-from targetd.net.admission import Admission, ConnectionLimiter, Limits
+from targetd.net.admission import Admission, ConnectionLimiter, Limits, neighbourhood
 from targetd.net.counters import SAMPLED, Counters
 from targetd.net.guesses import GuessLimiter
 from targetd.net.loop import TURN_S, Loop, Turn
@@ -191,6 +191,7 @@ class Channel:
         self.visitor = visitor
         self.number = next(server.numbers)
         """Of this connection in this process, for the log."""
+        visitor.evict = self.make_room
         self.failed = False
         """A refusal was told."""
         self.waiting: list[Buffer] = []
@@ -211,6 +212,7 @@ class Channel:
             now=server.loop.time(),
             io_timeout_s=globals_.io_timeout_s,
             nop_interval_s=globals_.nop_in_interval_s,
+            origin=neighbourhood(split_address(peer)[0]),
             owner=self,
         )
         self.connection.has_unread = self._has_unread
@@ -509,6 +511,10 @@ class Channel:
             ),
         )
 
+    def make_room(self) -> None:
+        """Somebody else needs the place (``targetd.net.admission``)."""
+        self.drop(End(EndReason.MADE_ROOM, "made room for another connection"))
+
     def drop(self, reason: End) -> None:
         """Close the socket; whatever was under way for it is forgotten."""
         if self.fd < 0:
@@ -533,6 +539,8 @@ def _logged_in(channel: Channel, event: LoggedIn) -> None:
         session.target is not None
     ):  # discovery sessions, which nobody waits for, share their turns with logins
         channel.server.loop.promote(channel.fd)
+    else:
+        channel.server.connection_limiter.is_spare(channel.visitor)
     channel.log().info(
         "%s: %s logged in to %s%s",
         channel,

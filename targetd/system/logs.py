@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 __all__ = ["FIELDS", "JsonFormatter", "TextFormatter", "bind", "set_up"]
 
-FIELDS = ("worker", "connection", "peer", "initiator", "target", "lun", "tag")
+FIELDS = ("connection", "peer", "initiator", "target", "lun", "tag", "worker")
 """Fields of a line, in the order in which text shows them."""
 
 REDACTED = re.compile(

@@ -146,5 +146,6 @@ class LoginChannel(Channel):
         self.answered -= sum(map(len, self.waiting))
         self.server.loop.forget(self.fd)
         self.server.channels.discard(self)
+        self.visitor.evict = None
         self.fd = -1
         return self.sock.detach()

@@ -16,8 +16,9 @@ import pytest
 
 from protocol import bhs
 from protocol.enums import LoginStatus
-from protocol.limits import LoginLimits
-from targetd.net.admission import LOG_EVERY_S, ConnectionLimiter, Limits, neighbourhood
+from protocol.events import EndReason
+from protocol.limits import MAX_DISCOVERY_OF_ONE, LoginLimits
+from targetd.net.admission import LOG_EVERY_S, Admission, ConnectionLimiter, Limits, neighbourhood
 from tests.daemon import HOST, Daemon
 from tests.initiator import LoginFailed, MemoryPeer, SocketInitiator
 from tests.protocol.target import TARGET, MemoryTarget, connection_of
@@ -61,7 +62,7 @@ def test_who_leaves_makes_room_and_nothing_is_kept_of_him() -> None:
             door.logged_in(visitor)
         door.leave(visitor)
     assert (door.connections, door.half_open) == (0, 0)
-    assert not door._by_address and not door._half_open_by_address
+    assert not door._by_address and not door._half_open and not door._spare
 
 
 def test_v6_addresses_count_by_network() -> None:
@@ -89,17 +90,93 @@ def test_limits_leave_descriptors_for_media_and_api() -> None:
         assert limits.half_open_per_address <= limits.half_open <= limits.connections
 
 
-def test_discovery_sessions_are_bounded() -> None:
-    """At the limit 0302h; normal sessions come in all the same."""
+def test_a_login_that_takes_too_long_makes_room() -> None:
+    """The oldest of the same address, or of the one that has the most; never before ``PATIENCE_S``."""
+    door = ConnectionLimiter(LIMITS)
+    put_out = []
+
+    def enter(address: str, now: float) -> Admission | None:
+        visitor = door.enter(address, now)
+        if visitor is not None:
+
+            def evict() -> None:
+                put_out.append((visitor.address, visitor.since))
+                door.leave(visitor)
+
+            visitor.evict = evict
+        return visitor
+
+    assert [enter("192.0.2.1", now) is not None for now in (0.0, 0.1, 1.9)] == [True, True, False]
+    assert enter("192.0.2.1", 2.0) is not None
+    assert put_out == [("192.0.2.1", 0.0)]
+    assert enter("192.0.2.2", 2.0) is not None and enter("192.0.2.3", 2.0) is not None
+    assert enter("192.0.2.4", 3.0) is not None, "four are under way, and one of them for long"
+    assert put_out[1:] == [("192.0.2.1", 0.1)]
+    assert enter("192.0.2.5", 3.0) is None
+
+
+def test_a_discovery_session_makes_room_and_a_session_with_a_target_does_not() -> None:
+    door = ConnectionLimiter(LIMITS)
+    put_out = []
+    for number in range(4):
+        visitor = door.enter("192.0.2.1", 0.0)
+        assert visitor is not None
+        door.logged_in(visitor)
+        if number == 2:
+            door.is_spare(visitor)
+        visitor.evict = lambda visitor=visitor: (put_out.append(visitor), door.leave(visitor))  # type: ignore
+    assert door.enter("192.0.2.1", 10.0) is not None
+    assert len(put_out) == 1
+    door.limits = Limits(connections=4, connections_per_address=4, half_open=0, half_open_per_address=0)
+    assert door.enter("192.0.2.2", 10.0) is None
+
+
+def test_discovery_sessions_are_bounded_and_the_oldest_of_who_has_most_makes_room() -> None:
     target = MemoryTarget()
-    target.sessions.max_discovery_sessions = 3
-    for _ in range(3):
+    target.sessions.max_discovery_sessions = 4
+    peers = {}
+    for name, origin in (("a", "x"), ("b", "y"), ("c", "y"), ("d", "x"), ("e", "x"), ("f", "z")):
+        peers[name] = target.connect()
+        connection_of(peers[name]).origin = origin
+        peers[name].login()
+    ended = [name for name, peer in peers.items() if connection_of(peer).closing]
+    assert ended == ["a", "b"] or ended == ["a", "d"]
+    assert target.sessions.discovery_count() == 4
+    closing = connection_of(peers["a"]).closing
+    assert closing is not None and closing.reason is EndReason.MADE_ROOM
+    assert target.logged_in().command(bytes(6)).good
+
+
+def test_one_origin_has_a_share_of_discovery_sessions() -> None:
+    target = MemoryTarget()
+    for _ in range(MAX_DISCOVERY_OF_ONE + 3):
         target.connect().login()
+    assert target.sessions.discovery_count() == MAX_DISCOVERY_OF_ONE
+
+
+@pytest.mark.parametrize("holder", ["address", "initiator"])
+def test_one_address_or_initiator_has_three_quarters_of_all_sessions(holder: str) -> None:
+    """The refusal says which limit that is, how many there are, and what to do."""
+    target = MemoryTarget()
+    target.sessions.max_sessions = 8
+
+    def log_in(number: int, who: str) -> MemoryPeer:
+        peer = target.connect()
+        connection_of(peer).origin = who if holder == "address" else f"address {number}"
+        peer.login(TARGET, f"iqn.2026-11.example:{number if holder == 'address' else who}")
+        return peer
+
+    one = [log_in(number, "greedy") for number in range(6)]
     with pytest.raises(LoginFailed) as failed:
-        target.connect().login()
+        log_in(6, "greedy")
     answer = failed.value.response
     assert answer.status_class << 8 | answer.status_detail == LoginStatus.OUT_OF_RESOURCES
-    assert target.logged_in().command(bytes(6)).good
+    log_in(7, "other"), log_in(8, "other")
+    with pytest.raises(LoginFailed):
+        log_in(9, "other")
+    one[0].logout()
+    log_in(10, "greedy")
+    assert sum(target.sessions.counts.values()) == 2 * target.sessions.normal_count()
 
 
 # -- Sockets and descriptors --------------------------------------------------------------------------
@@ -119,8 +196,8 @@ def connect(daemon: Daemon, source: str) -> socket.socket:
 
 @pytest.mark.usefixtures("many_descriptors")
 def test_thousand_half_open_logins_leave_sessions_and_other_hosts_alone(daemon: Daemon) -> None:
-    """From three hosts as many as may be and more: what is too much is closed at once with a reason in the
-    log, the session that is there is served while they are, another host logs in."""
+    """From three hosts as many as may be and more: what is too much is closed, or takes the place of an
+    older one; the session that is there is served while they come, another host logs in."""
     disk = daemon.create_disk("one")
     bound = Limits().half_open_per_address
     with ExitStack() as stack:
@@ -128,33 +205,26 @@ def test_thousand_half_open_logins_leave_sessions_and_other_hosts_alone(daemon: 
         peer.login(disk.iqn)
         peer.command(bytes(6))
         write = bytes.fromhex("2a000000000000000100")
-        crowd = []
         for number in range(1000):
             sock = stack.enter_context(connect(daemon, f"127.0.0.{2 + number % 3}"))
             sock.sendall(b"\x43")
-            crowd.append(sock)
             if not number % 20:
                 assert peer.command(write, number.to_bytes(4, "big") * 128).good
-        # All of that was answered while the logins were under way: those that were let in still are.
-        for sock in crowd[: 3 * bound]:
-            sock.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                sock.recv(1)
-        extra = stack.enter_context(connect(daemon, "127.0.0.2"))
-        assert extra.recv(1) == b""
-        reason = f"{bound} logins of one address are under way"
-        daemon.wait_for_line("127.0.0.2 is not let in", reason)
-        failures = daemon.expect(200, "GET", "services/iscsi/loginfailure/?limit=0")
-        assert any(each["reason"].startswith(reason) for each in failures)
-        metrics = daemon.api("GET", "/metrics").text
-        (count,) = re.findall(r'iscsi_portal_drops_total\{.*reason="turned_away".*\} (\S+)', metrics)
-        assert float(count) >= 1000 - 3 * bound
         other = SocketInitiator((HOST, daemon.portal_port), source="127.0.0.9")
         with stack.enter_context(other):
             other.login(disk.iqn)
             other.command(bytes(6))
             read = other.command(bytes.fromhex("28000000000000000100"), read=512)
             assert read.data == (980).to_bytes(4, "big") * 128
+        # It came last, so all that came before it have been met.
+        metrics = daemon.api("GET", "/metrics").text
+        gone = re.findall(
+            r'iscsi_portal_drops_total\{.*reason="(?:turned_away|made_room)".*\} (\S+)', metrics
+        )
+        assert sum(map(float, gone)) >= 1000 - 3 * bound
+        failures = daemon.expect(200, "GET", "services/iscsi/loginfailure/?limit=0")
+        reasons = (f"{bound} logins of one address are under way", "made room for another connection")
+        assert any(each["reason"].startswith(reasons) for each in failures)
         assert len([line for line in daemon.lines if "is not let in" in line]) < 10
 
 

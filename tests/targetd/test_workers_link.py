@@ -125,10 +125,22 @@ def test_seats_are_counted_over_all_workers() -> None:
     """And those of a worker that is gone are free."""
     file = make_file(2)
     one, two, front = SessionQuota(file, 2, 1), SessionQuota(file, 2, 2), SessionQuota(file, 2)
-    assert one.take(0, 3) and one.take(1, 3) and two.take(0, 3)
-    assert not two.take(1, 3) and not one.take(2, 3)
+    assert not one.take(0, 3) and not one.take(1, 3) and not two.take(0, 3)
+    assert "3 sessions exist already" in two.take(1, 3) and one.take(2, 3)
     one.put(1)
-    assert two.take(1, 3)
+    assert not two.take(1, 3, asking=True) and not two.take(1, 3)
     front.forget(2)
-    assert one.take(1, 3) and one.take(2, 3)
+    assert not one.take(1, 3) and not one.take(2, 3)
+    os.close(file)
+
+
+def test_the_share_of_one_address_is_counted_over_all_workers() -> None:
+    file = make_file(2)
+    one, two = SessionQuota(file, 2, 1), SessionQuota(file, 2, 2)
+    greedy, other = ("address", "192.0.2.1"), ("address", "192.0.2.2")
+    assert not any(one.take(count, 8, [(greedy, count)]) for count in range(3))
+    assert not any(two.take(count, 8, [(greedy, count)]) for count in range(3))
+    for each in (one, two):
+        assert "address 192.0.2.1 has 6 sessions" in each.take(3, 8, [(greedy, 3)])
+    assert not two.take(3, 8, [(other, 0)])
     os.close(file)
