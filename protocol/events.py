@@ -64,6 +64,10 @@ class End(str):
         end.reason = reason
         return end
 
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """A copy, in another process say, is the words alone."""
+        return str, (str(self),)
+
 
 @dataclass(frozen=True, slots=True)
 class LoggedIn:

@@ -749,7 +749,7 @@ class Server:
             )
             if channel.connection.closing and not channel.failed:
                 name, target, so_far = channel.connection.unfinished_login()
-                why: str = channel.connection.closing
+                why = str(channel.connection.closing)
                 if name:
                     why = f"{why} before the login had ended ({so_far})"
                     channel.log(name, target).warning(

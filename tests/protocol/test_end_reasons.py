@@ -1,5 +1,6 @@
 """Why connections and sessions end: a value of ``EndReason``, whatever the words."""
 
+import copy
 import pickle
 from collections.abc import Callable
 
@@ -108,5 +109,6 @@ def test_a_session_ends_for_the_reason_of_its_connection() -> None:
 
 def test_the_words_alone_go_to_others() -> None:
     """Another process, and JSON, are told a plain text."""
-    words = str(End(EndReason.LOGOUT, "logout"))
-    assert (type(words), pickle.loads(pickle.dumps(words))) == (str, "logout")
+    end = End(EndReason.LOGOUT, "logout")
+    for words in (str(end), pickle.loads(pickle.dumps(end)), copy.deepcopy(end)):
+        assert (type(words), words) == (str, "logout")
