@@ -187,7 +187,8 @@ GLOBAL_CONFIGURATION: Final = Declaration(
         Field(
             attribute="isns_servers",
             wire="iscsi_isns_servers",
-            help_text="Addresses of iSNS servers, IP[:PORT], separated by blanks.",
+            help_text="iSNS servers where the targets are registered, IP[:PORT], separated by blanks; port "
+            "3205 if none is given. Targets that need a proof for discovery at every portal are left out.",
         ),
         Field(
             attribute="pool_avail_threshold",

@@ -46,8 +46,8 @@ def split_list(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
-def split_address(text: str) -> tuple[str, int]:
-    """``IP:PORT`` → (address in its canonical form, port). Without a port: 3260 (§5.6).
+def split_address(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:
+    """``IP:PORT`` → (address in its canonical form, port). Without a port: 3260 (§5.6), or what is given.
 
     ``[v6]:port`` and ``[v6]`` are clear. A bare v6 address is split at its last colon when what stands
     before it is a whole address too, as FreeNAS wrote them: ``::1:3260`` is port 3260 on ``::1``.
@@ -73,7 +73,7 @@ def split_address(text: str) -> tuple[str, int]:
     except ValueError:
         raise ValueError(f"{text}: enter a valid IPv4 or IPv6 address, and a port after a colon.") from None
     if port is None:
-        return address, DEFAULT_PORT
+        return address, default_port
     if not (_WHOLE.fullmatch(port) and 1 <= int(port) <= 65535):
         raise ValueError(f"{text}: the port must be between 1 and 65535.")
     return address, int(port)

@@ -80,6 +80,7 @@ from targetd.interface import (
     Statistics,
     Work,
 )
+from targetd.isns.registrar import Registrar
 from targetd.luc.server import ControllerServer
 from targetd.net.access import AccessSnapshot
 from targetd.net.admission import neighbourhood
@@ -252,6 +253,7 @@ class Runtime:
         self._addresses = HostAddresses(loop, self.portals.changed)
         self._view = AccessSnapshot(self._config, self._targets, self.portals.absent)
         self.controller = ControllerServer(self)
+        self._isns = Registrar(lambda: self.portals.absent)
         self._completions = Completions(loop, self.server.flush_stirred)
         self.io_engine = IoEngine(loop, io_engine, self.server.flush_stirred)
         self._patrol = MediaProbe(loop, self._completions)
@@ -596,6 +598,7 @@ class Runtime:
         self.allocations.stop()
         self.controller.close()
         self._addresses.close()
+        await self._isns.close()
         self.portals.close()
         everybody = list(self.server.sessions.sessions.values())
         await self._log_out(everybody, End(EndReason.STOPPED, "shutdown"), wait=True)
@@ -906,6 +909,7 @@ class Runtime:
         if self._listens:
             self.portals.swap(new, prepared.portals)
             self.controller.swap(new, prepared.controller)
+            self._isns.follow(new)
         leaving = [session for session in table.sessions.values() if session.target in gone]
         if not new.service_enabled:
             self._leaving = self._keep_running(
@@ -1168,6 +1172,8 @@ class Runtime:
             return
         self.portals.tick(now)
         self.controller.tick(now)
+        if self._listens:
+            self._isns.follow(self._config)
         for live in self._extents.values():
             live.measure_space(now)
         if now >= self._next_look:
