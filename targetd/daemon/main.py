@@ -9,8 +9,10 @@ Stop (SIGTERM, SIGINT): the API and ``Runtime.stop``, then the store; under 10 s
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
+import platform
 import resource
 import secrets
 import signal
@@ -30,7 +32,7 @@ from api.resources.users import UsersResource
 from api.server import ApiRunner, ApiSite
 from api.v2.app import TrueNas
 from storage.identity import trace_of
-from targetd.config import ConfigError, fresh
+from targetd.config import ConfigError, fresh, is_wildcard
 from targetd.daemon.demo import offer_demo
 from targetd.daemon.options import Address, Options, version
 from targetd.daemon.reload import Reloader
@@ -44,6 +46,7 @@ from targetd.net.loop import Loop
 from targetd.persistence.durable import write_private
 from targetd.persistence.store import Store, StoreError
 from targetd.system import logs, notify
+from targetd.system.own_certificate import CA, OwnCertificate
 from targetd.system.threads import Deadline, run_in_thread
 from targetd.system.tls import Certificate
 from targetd.volumes import Pools
@@ -65,6 +68,8 @@ KEYS = "api_key"
 """Namespace of API keys."""
 PLACE = "place"
 """Namespace in the store of where it is itself."""
+RENEW_LOOK_S = 86400.0
+"""How often it is looked whether our own certificate ends soon."""
 API_SHUTDOWN_S = 2.0
 """How long requests under way may take when the daemon stops."""
 STORE_CLOSE_S = 1.0
@@ -192,6 +197,12 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners, deadline: D
         loop.add_signal_handler(signal.SIGHUP, again.set)
         reloader = Reloader(options, runtime, users, admin, tls, _read_password, _extent_roots, _own_files)
         watchers.append(loop.create_task(reloader.serve(again)))
+        own = _own_certificate(options)
+        if own is not None:
+            watchers.append(loop.create_task(_renew(own)))
+            log.info("the API's certificate is signed by %s; clients are to trust that", own.directory / CA)
+        elif tls is None and not _is_loopback(options.api.host):
+            log.warning("passwords of the API travel in clear to %s; --tls auto encrypts them", options.api)
         if tls is not None:
             watchers.append(loop.create_task(tls.watch()))
         await _start_api(api, listeners, sockets, tls.context if tls else None)
@@ -283,7 +294,35 @@ def _read_password(options: Options) -> str:
     return password
 
 
+def _own_certificate(options: Options) -> OwnCertificate | None:
+    """The certificate that we make ourselves, under every name that a client may know us by."""
+    if options.tls != "auto":
+        return None
+    host = options.api.host
+    known = [] if is_wildcard(host) else [host]
+    names = [*known, *filter(None, [platform.node()]), "localhost", "127.0.0.1", "::1"]
+    return OwnCertificate(options.state_dir / "tls", names)
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (not is_wildcard(host) and ipaddress.ip_address(host).is_loopback)
+
+
+async def _renew(own: OwnCertificate) -> None:
+    """Make our own certificate anew in time, until cancelled; its files are watched by who shows it."""
+    while True:
+        await asyncio.sleep(RENEW_LOOK_S)
+        try:
+            await run_in_thread(own.ensure)
+        except (OSError, ValueError) as error:
+            log.error("the certificate of the API cannot be made anew: %s", error)
+
+
 def _certificate(options: Options) -> Certificate | None:
+    own = _own_certificate(options)
+    if own is not None:
+        own.ensure()
+        return Certificate(*own.files)
     if options.tls_cert is None or options.tls_key is None:
         return None
     try:

@@ -263,6 +263,12 @@ class Options:
         "version that the API tells clients, which choose their dialect by it",
         shown="FreeNAS 9.2.1.9 on v1.0, TrueNAS-SCALE-25.04.2 on v2.0",
     )
+    tls: str = option(
+        read_choice("off", "auto"),
+        "off|auto",
+        "auto: serve the API over HTTPS with a certificate made here; clients trust STATE-DIR/tls/ca.pem",
+        default="off",
+    )
     tls_cert: Path | None = option(read_file, "FILE", "certificate chain (PEM): serve the API over HTTPS")
     tls_key: Path | None = option(read_file, "FILE", "private key of --tls-cert (PEM)")
     demo: bool = option(read_flag, "", "a ready 1 GiB target, and how to connect", default="no")
@@ -456,6 +462,10 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Command:
     names = [name for name, _ in values["pools"]]
     if len(set(names)) != len(names):
         raise UsageError(f"{_where(by_field['pools'], sources['pools'])}: two pools of one name")
+    if values["tls"] == "auto" and values["tls_cert"] is not None:
+        raise UsageError(
+            f"{_where(by_field['tls'], sources['tls'])}: auto goes without --tls-cert, which names one"
+        )
     _check_tls(
         values["tls_cert"],
         values["tls_key"],

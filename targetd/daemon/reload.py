@@ -99,6 +99,10 @@ class Reloader:
 
     async def _tls(self, options: Options) -> str:
         files = options.tls_cert, options.tls_key
+        if options.tls != self.started.tls:
+            return "HTTP or HTTPS is decided at the start"
+        if options.tls == "auto":
+            return ""
         if (files[0] is None or files[1] is None) != (self.certificate is None):
             return "HTTP or HTTPS is decided at the start"
         if self.certificate is not None and files[0] is not None and files[1] is not None:
@@ -122,6 +126,7 @@ LIVE: Mapping[str, Callable[[Reloader, Options], Awaitable[str]]] = {
     "log_level": Reloader._logs,
     "log_format": _with_another,
     "api_password_file": Reloader._password,
+    "tls": _with_another,
     "tls_cert": Reloader._tls,
     "tls_key": _with_another,
     "extent_roots": Reloader._roots,

@@ -63,6 +63,7 @@ def test_defaults_are_those_of_the_design(tmp_path: Path, monkeypatch: pytest.Mo
         api_password_file=None,
         api_page_size=30,
         emulated_version=None,
+        tls="off",
         tls_cert=None,
         tls_key=None,
         demo=False,
@@ -112,7 +113,7 @@ def test_every_option_can_be_given_in_every_place(tmp_path: Path, toml) -> None:
         "api-password-file": str(secret), "demo": "true", "log-level": "debug", "log-format": "json",
         "pool": f"tank={tmp_path}", "workers": "3", "io-engine": "threads",
         "api-page-size": "0",
-        "emulated-version": "FreeNAS-11.2-U8",
+        "emulated-version": "FreeNAS-11.2-U8", "tls": "auto",
     }  # fmt: skip
     in_file = {declared.name for declared in DECLARED if declared.metadata["in_file"]}
     assert in_file == texts.keys() | {"tls-cert", "tls-key"}
