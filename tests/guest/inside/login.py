@@ -250,6 +250,35 @@ def udev_names_the_disk_by_path_and_id() -> None:
 
 
 @check
+def udev_tells_two_luns_apart_whatever_their_target_is_called() -> None:
+    """Two LUNs each of targets whose names have 36, 51, 63, 96 and 200 characters: `scsi_id`, which udev asks
+    where sg3-utils' rules are not installed, takes ID_SERIAL from the NAA identifier, and by-id has both."""
+    settings = "services/iscsi/globalconfiguration/"
+    basename = host.ask("api", method="GET", path=settings)["iscsi_basename"]
+    long_basename = f"{basename}:{'b' * (119 - len(basename))}"
+    try:
+        for length in (len(basename) + 7, 51, 63, 96, 200):
+            made = make_disk("16MB", luns=2)
+            base = long_basename if length > 120 else basename
+            host.ask("api", method="PUT", path=settings, body={"iscsi_basename": base})
+            name = "n" * (length - len(base) - 1)
+            target = f"services/iscsi/target/{made['target_id']}/"
+            host.ask("api", method="PUT", path=target, body={"iscsi_target_name": name})
+            with logged_in(f"{base}:{name}") as node:
+                for lun in made["luns"]:
+                    device = node.disk(lun["lun"])
+                    said = run("udevadm", "info", "--query=property", f"--name={device}")
+                    properties = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+                    expected = f"3{lun['naa'].removeprefix('0x')}"
+                    found = properties.get("ID_SERIAL")
+                    require(found == expected, f"{length} characters: {found}, not {expected}\n{said}")
+                    link = f"/dev/disk/by-id/scsi-{expected}"
+                    require(link in properties["DEVLINKS"].split(), f"no {link}\n{said}")
+    finally:
+        host.ask("api", method="PUT", path=settings, body={"iscsi_basename": basename})
+
+
+@check
 def sg_inq_names_the_disk() -> None:
     """Standard INQUIRY by `sg_inq`: type, versions, serial number."""
     with disk() as (_, device):
