@@ -97,10 +97,11 @@ _READ_WRITE: dict[int, tuple[Callable[[Buffer], tuple[int, int, int]], bool, int
 }
 
 
-def medium(unit: "LogicalUnit") -> Backend:
-    """The unit's backend, or MEDIUM NOT PRESENT: it may have gone since the command was let in."""
+def medium(unit: "LogicalUnit", request: Request) -> Backend:
+    """The unit's backend, or MEDIUM NOT PRESENT: it may have gone since the command was let in. If another
+    has come in its place the command was ended before that; looked at in this order, it never gets that."""
     backend = unit.backend
-    if backend is None:
+    if backend is None or request.aborted:
         raise CheckCondition(Sense.MEDIUM_NOT_PRESENT)
     return backend
 
@@ -186,7 +187,7 @@ def begin_read(unit: "LogicalUnit", request: Request, done: Done) -> bool:
 
 def read(unit: "LogicalUnit", request: Request) -> Outcome:
     """READ. FUA needs nothing: what the backend returns is what the medium has or will have."""
-    backend = medium(unit)
+    backend = medium(unit, request)
     if not request.length:
         return GOOD
     return Outcome(ScsiStatus.GOOD, backend.read(request.offset, request.length))
@@ -221,7 +222,7 @@ def write_nowait(unit: "LogicalUnit", request: Request) -> Outcome | None:
 
 def write(unit: "LogicalUnit", request: Request) -> Outcome:
     """WRITE: as much Data-Out as came, up to the transfer length."""
-    backend = medium(unit)
+    backend = medium(unit, request)
     data = received(request, request.length)
     if len(data):
         backend.write(request.offset, data, durable=wants_durable(unit, request))
@@ -253,7 +254,7 @@ def write_atomic(unit: "LogicalUnit", request: Request) -> Outcome:
     if len(request.data_out) < request.length:
         raise CheckCondition(Sense.INVALID_INFORMATION_UNIT)
     if request.length:
-        medium(unit).write(request.offset, received(request, request.length), durable=True)
+        medium(unit, request).write(request.offset, received(request, request.length), durable=True)
     return GOOD
 
 
@@ -278,7 +279,7 @@ def synchronize_cache_nowait(unit: "LogicalUnit", request: Request) -> Outcome |
         if not request.offset and request.length == unit.blocks * unit.block_size:
             unit.begin_flush(request)
         return None
-    backend = medium(unit)
+    backend = medium(unit, request)
     offset, length = request.offset, request.length
 
     def work() -> Outcome:
@@ -294,7 +295,7 @@ def synchronize_cache_nowait(unit: "LogicalUnit", request: Request) -> Outcome |
 
 def synchronize_cache(unit: "LogicalUnit", request: Request) -> Outcome:
     """SYNCHRONIZE CACHE: GOOD when the medium has all of the range."""
-    backend = medium(unit)
+    backend = medium(unit, request)
     if request.length:
         backend.flush(request.offset, request.length)
     return GOOD
@@ -309,7 +310,7 @@ def prefetch_nowait(unit: "LogicalUnit", request: Request) -> Outcome | None:
     """With IMMED: begin, and answer; whether all of it will be there is known from its size."""
     if not request.cdb[1] & IMMED:
         return None
-    medium(unit)
+    medium(unit, request)
 
     def work() -> Outcome:
         try:
@@ -327,7 +328,7 @@ def _prefetched(request: Request) -> Outcome:
 
 def prefetch(unit: "LogicalUnit", request: Request) -> Outcome:
     """PRE-FETCH: CONDITION MET when all of the range has been read, GOOD when only its beginning was."""
-    backend = medium(unit)
+    backend = medium(unit, request)
     for offset, size in paced(unit, request, request.offset, min(request.length, PREFETCH_BYTES)):
         backend.read(offset, size)
     return ABORTED if request.aborted else _prefetched(request)

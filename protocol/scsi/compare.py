@@ -63,7 +63,7 @@ def prepare_verify(unit: "LogicalUnit", request: Request) -> None:
 
 def verify(unit: "LogicalUnit", request: Request) -> Outcome:
     """VERIFY: see whether the range can be read, or compare it as BYTCHK says; a difference is MISCOMPARE."""
-    backend = medium(unit)
+    backend = medium(unit, request)
     check = _byte_check(request.cdb)
     if check == _COMPARE_NONE:
         return _look_through(unit, backend, request)
@@ -127,7 +127,7 @@ def prepare_write_and_verify(unit: "LogicalUnit", request: Request) -> None:
 
 def write_and_verify(unit: "LogicalUnit", request: Request) -> Outcome:
     """WRITE AND VERIFY: to the medium whatever WCE says, then read again, and compared with BYTCHK 1."""
-    backend = medium(unit)
+    backend = medium(unit, request)
     data = memoryview(received(request, request.length))
     if not len(data):
         return GOOD
@@ -191,7 +191,7 @@ def compare_and_write_nowait(unit: "LogicalUnit", request: Request) -> Outcome |
 
 def compare_and_write(unit: "LogicalUnit", request: Request) -> Outcome:
     """COMPARE AND WRITE: its row is exclusive, so nothing comes between the compare and the write."""
-    backend = medium(unit)
+    backend = medium(unit, request)
     if not request.length:
         return GOOD
     if len(request.data_out) < 2 * request.length:
@@ -203,7 +203,7 @@ def compare_and_write(unit: "LogicalUnit", request: Request) -> Outcome:
 
 def orwrite(unit: "LogicalUnit", request: Request) -> Outcome:
     """ORWRITE(16): the medium becomes itself or the Data-Out, bit by bit; the row is exclusive."""
-    backend = medium(unit)
+    backend = medium(unit, request)
     data = memoryview(received(request, request.length))
     durable = wants_durable(unit, request)
     for offset, size in pieces(request.offset, len(data), COPY_CHUNK_BYTES):

@@ -99,7 +99,7 @@ def format_unit(unit: "LogicalUnit", request: Request) -> Outcome | None:
     """FORMAT UNIT. With IMMED it is answered when it has been kept, else when it is done; nothing that
     happens to the command or its session stops it."""
     sanitize.check_idle(unit)  # another may have begun since this one was let in
-    medium(unit)
+    medium(unit, request)
     immediate, pattern = _parameters(unit, request) if request.cdb[1] & _FMTDATA else (False, b"")
 
     def begun(error: Exception | None) -> None:

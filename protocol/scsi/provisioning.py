@@ -73,7 +73,7 @@ def write_same(unit: "LogicalUnit", request: Request) -> Outcome:
     SBC-3 §4.7.3.4.4 would have a pattern other than zeros written; no initiator sends one with UNMAP, other
     targets give the blocks back, and libiscsi's suite expects just that.
     """
-    backend = medium(unit)
+    backend = medium(unit, request)
     flags = request.cdb[1]
     pattern = b""
     if not flags & NDOB:
@@ -179,7 +179,7 @@ def unmap_ranges(unit: "LogicalUnit", parameters: Buffer) -> list[tuple[int, int
 
 def unmap(unit: "LogicalUnit", request: Request) -> Outcome:
     """UNMAP. Pieces below the unmap granularity are zeroed by the backend, not given back (LBPRZ=1)."""
-    backend = medium(unit)
+    backend = medium(unit, request)
     ranges = unmap_ranges(unit, received(request, request.transfer_length))
     for offset, length in ranges:
         clear_range(unit, request, backend, backend.unmap, offset, length)
@@ -210,7 +210,7 @@ def get_lba_status(unit: "LogicalUnit", request: Request) -> Outcome:
 
     A block is mapped if any byte of it is. Without a truthful map everything is mapped (SBC-3 §4.7.2).
     """
-    backend = medium(unit)
+    backend = medium(unit, request)
     allocation = int.from_bytes(request.cdb[10:14], "big")
     wanted = min(LBA_STATUS_DESCRIPTORS, max(1, (allocation - 8) // _STATUS_DESCRIPTOR.size))
     block_size = unit.block_size
@@ -252,7 +252,7 @@ def _split(first: int, last: int) -> list[tuple[int, int]]:
 
 def read_capacity10(unit: "LogicalUnit", request: Request) -> Outcome:
     """READ CAPACITY(10): FFFFFFFFh says that READ CAPACITY(16) knows."""
-    medium(unit)
+    medium(unit, request)
     last = min(unit.blocks - 1, 0xFFFFFFFF)
     return Outcome(data_in=max(0, last).to_bytes(4, "big") + unit.block_size.to_bytes(4, "big"))
 
@@ -262,7 +262,7 @@ _LBPME, _LBPRZ = 0x80, 0x40
 
 def read_capacity16(unit: "LogicalUnit", request: Request) -> Outcome:
     """READ CAPACITY(16): no protection; LBPPBE and LBPME, LBPRZ as they are; LOWEST ALIGNED LBA 0."""
-    backend = medium(unit)
+    backend = medium(unit, request)
     data = bytearray(32)
     data[0:8] = max(0, unit.blocks - 1).to_bytes(8, "big")
     data[8:12] = unit.block_size.to_bytes(4, "big")

@@ -261,7 +261,7 @@ def sanitize(unit: "LogicalUnit", request: Request) -> Outcome | None:
     """OVERWRITE, BLOCK ERASE, CRYPTOGRAPHIC ERASE. With IMMED it is answered when it has been kept, else when
     it is done; either way nothing that happens to the command or its session stops it."""
     check_idle(unit)  # another may have begun since this one was let in
-    medium(unit)
+    medium(unit, request)
     immediate = bool(request.cdb[1] & _IMMED)
 
     def begun(error: Exception | None) -> None:

@@ -258,6 +258,22 @@ class TaskSet(ABC):
         others from its range until it has."""
         self._medium.units.discard(self)
 
+    def begin_anew(self, beside: "TaskSet | None") -> None:
+        """Another medium has come, and there is no task. What was aborted and may still be at work on the one
+        before, which perhaps will never answer, holds nobody up on this one.
+
+        Args:
+            beside: another unit that shows it, and has begun anew.
+        """
+        self._lingering = 0
+        self._medium = _Medium()
+        if beside is not None:
+            self._medium = beside._medium
+        self._medium.units.add(self)
+        self._running = self._medium.running
+        self._barriers = self._medium.barriers
+        self._settle()
+
     def limit(self, throttle: Throttle | None) -> None:
         """Set or lift I/O limits; what waits for them goes by the new ones."""
         self._throttle = throttle
@@ -406,14 +422,14 @@ class TaskSet(ABC):
     def _done(self, request: Request, outcome: Outcome) -> None:
         """A task that was under way has ended."""
         medium = self._medium
-        medium.running.pop(request, None)
+        known = medium.running.pop(request, medium) is None  # else it was for a medium before this one
         medium.plain.pop(request, None)
         if medium.barriers:
             medium.unbar(request)
         row = request.command
         assert row is not None
         if request.aborted:
-            self._lingering -= 1
+            self._lingering -= known
             self._finish_aborted(request, row, outcome)
         else:
             self._finish(request, row, outcome)

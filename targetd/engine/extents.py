@@ -268,6 +268,18 @@ class LiveExtent:
             unit.reconfigure(config, self.medium)
         return unit
 
+    def replace_medium(self, lane: WorkerThreads) -> None:
+        """Another medium is to come, with threads of its own: those of the one before may hang in it."""
+        self.lane.close()
+        self.lane = lane
+        first: LogicalUnit | None = None
+        for unit in self.units.values():
+            unit.replace_medium()
+        for unit in self.units.values():
+            unit.lane = lane
+            unit.begin_anew(first)
+            first = first or unit
+
     def keep_units(self, target_ids: set[int]) -> None:
         """Forget the units of other targets: they show the extent no more."""
         for target_id in self.units.keys() - target_ids:

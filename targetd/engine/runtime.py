@@ -966,8 +966,7 @@ class Runtime:
                 live.missing = ""
                 live.lost_writes = backend.lost_writes
             if extent.id in prepared.replaced:
-                for unit in live.units.values():
-                    unit.replace_medium()
+                live.replace_medium(self._new_lane(extent.id))
             live.extent, live.backend = extent, backend or live.backend  # units hear of it with their targets
             self._limit(live)
         return retired
@@ -991,10 +990,13 @@ class Runtime:
             throttle.change(*limits)
             live.proceed()
 
+    def _new_lane(self, extent_id: int) -> WorkerThreads:
+        return WorkerThreads(self._completions, f"extent-{extent_id}")
+
     def _new_extent(
         self, extent: Extent, backend: Backend | None, config: Configuration, missing: str = ""
     ) -> LiveExtent:
-        lane = WorkerThreads(self._completions, f"extent-{extent.id}")
+        lane = self._new_lane(extent.id)
         reservations = Reservations(self._kept.of(extent.id).get(RESERVATIONS_KEPT_AS))
         reservations.target_port_groups = self._target_port_groups
         threshold = config.globals.pool_avail_threshold

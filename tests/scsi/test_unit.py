@@ -8,6 +8,7 @@ import pytest
 
 from protocol.enums import ScsiStatus
 from protocol.scsi.device import LogicalUnit, Reset, decode_lun, encode_lun
+from protocol.scsi.limits import MAX_LINGERING_TASKS
 from protocol.scsi.request import Request
 from protocol.scsi.sense import Sense
 from storage.base import Buffer
@@ -337,6 +338,37 @@ def test_another_medium_ends_what_was_meant_for_the_first() -> None:
     assert stuck not in disk.delivered
 
 
+class Slow(Memory):
+    """Writes wait for it, on a worker."""
+
+    def write_nowait(self, offset: int, data: Buffer) -> bool:
+        return False
+
+
+def test_what_hangs_in_a_medium_does_not_hold_up_another_that_comes_in_its_place() -> None:
+    lane = HeldLane()
+    disk = Disk(lane=lane, backend=Slow(BLOCK * BLOCKS))
+    beside = Disk(lane=lane, backend=disk.backend, serial="2")
+    beside.unit.share_medium(disk.unit)
+    hung = [disk.start(WRITE, b"\x5a" * BLOCK) for _ in range(MAX_LINGERING_TASKS)]
+    for unit in (disk.unit, beside.unit):
+        unit.replace_medium()
+    disk.unit.begin_anew(None)
+    beside.unit.begin_anew(disk.unit)
+    new = Slow(BLOCK * BLOCKS)
+    for each in (disk, beside):
+        each.unit.reconfigure(each.unit.config, new)
+        each.unit.attentions.forget(each.nexus)
+        later = each.start(WRITE, b"\xa5" * BLOCK)
+        assert len(lane.jobs) > MAX_LINGERING_TASKS, "it has begun"
+        work, done = lane.jobs.pop()
+        done(work())
+        assert each.delivered[later].status == GOOD
+    lane.release()
+    assert new.read(0, BLOCK) == b"\xa5" * BLOCK, "what was queued for the first is done to neither"
+    assert not set(hung) & disk.delivered.keys()
+
+
 @pytest.mark.parametrize(
     ("change", "ended"),
     [({"block_size": 4096}, [0, 1]), ({}, [1])],
@@ -391,4 +423,4 @@ def test_the_naa_may_have_eight_bytes() -> None:
     disk = Disk()
     disk.unit.reconfigure(make_config(naa="0x3123456789abcdef"), disk.unit.backend)
     attentions(disk)
-    assert disk.read("1201 83 0400 00").endswith(bytes.fromhex("0103000831234567 89abcdef"))
+    assert bytes.fromhex("0103000831234567 89abcdef") in disk.read("1201 83 0400 00")
