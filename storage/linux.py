@@ -138,9 +138,8 @@ def _error() -> OSError:
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2) with its mode flags (``os.posix_fallocate`` has none, and writes zeros where it must)."""
     while _fallocate(fd, mode, offset, length):
-        error = _error()
-        if error.errno != errno.EINTR:
-            raise error
+        if ctypes.get_errno() != errno.EINTR:
+            raise _error()  # kept in no local: frame and error would keep each other, and the descriptor
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:

@@ -24,6 +24,8 @@ import os
 import resource
 import threading
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -56,6 +58,10 @@ SLOTS = 128
 """Operations that a medium with a queue of its own may have under way in the ring: what a session may send at
 once; a disk gains little from more."""
 
+FLUSHED_TOGETHER = 1 << 20
+"""Bytes that have been written and not flushed, up to which a durable write is a buffered one and a flush
+that it may share with others; where more waits to be flushed, it is written through by itself."""
+
 FEW_SLOTS = 8
 """The same where each takes a thread of the kernel's until it ends."""
 
@@ -66,6 +72,9 @@ _REFUSALS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, err
 
 _NOT_WRITE_BACK = frozenset((errno.EINTR, errno.EINVAL, errno.EBADF, errno.EFAULT))
 """What no write-back ends with: a fault of the call itself."""
+
+_NOT_TRIED = frozenset((errno.EAGAIN, errno.EINTR, errno.ECANCELED, errno.EOPNOTSUPP, errno.EINVAL))
+"""What the ring says of an operation that nothing is wrong with: a worker does it, or names what is."""
 
 
 def _sleeps() -> int:
@@ -102,7 +111,9 @@ class Paged(Backend):
         self._watched = 0
         """Inline writes that are still to be watched."""
         self._touched = False
-        """Written inline since the last tick."""
+        """Written, or read from the medium, since the last tick."""
+        self._missed: tuple[int, int] | None = None
+        """Offset and length of the read that was not in memory last."""
         self._nowait_reads = True
         """RWF_NOWAIT has not failed yet."""
         self._fault: OSError | None = None
@@ -115,6 +126,10 @@ class Paged(Backend):
         self._flusher = Coalescer(self._sync)
         self._slots: Slots | None = None
         """Of the process' ring, if it has one."""
+        self._unflushed = 0
+        """Bytes written since the last flush began, more or less."""
+        self._counting = threading.Lock()
+        """Held to count lost writes, and for nothing that may wait."""
 
     @abstractmethod
     def _examine(self, handle: Handle) -> OSError | None:
@@ -129,10 +144,16 @@ class Paged(Backend):
         if not length:
             return b""
         window = self._window
+        if self._missed == (offset, length):
+            # The fast path has just asked; the command comes again by the general one.
+            self._missed = None
+            return None
         if window.look(offset, length):
             return window.view[offset : offset + length]
         if self._in_memory or not window.mapped:
             return self._read_cached(offset, length)
+        self._missed = (offset, length)
+        self._touched = True
         return None
 
     def _read_cached(self, offset: int, length: int) -> Buffer | None:
@@ -168,6 +189,7 @@ class Paged(Backend):
         if begin < self._inline_again:
             return False
         self._touched = True
+        self._unflushed += length
         sleeps = _sleeps() if self._watched else -1
         window = self._window
         if 0 < length <= STORE_LIMIT and window.store(offset, data):
@@ -246,10 +268,77 @@ class Paged(Backend):
         slots.read(self._handle, offset, data, ended)
         return True
 
+    def begin_write(self, offset: int, data: Buffer, done: Done, *, durable: bool = False) -> bool:
+        slots = self._slots
+        if slots is None or self._fault is not None or not self.writable or not len(data):
+            return False
+        if durable and self._unflushed <= FLUSHED_TOGETHER:
+            try:
+                if self.write_nowait(offset, data):
+                    return self.begin_flush(done)
+            except OSError:
+                return False  # a worker does it again, and names what is wrong
+        mapping, handle = self._mapping, self._handle
+
+        def ended(count: int) -> None:
+            if count == len(data):
+                if not durable:
+                    mapping.wrote(offset, count)
+                done(None)
+            elif count >= 0 or -count in _NOT_TRIED:
+                done(lambda: self.write(offset, data, durable=durable))
+            else:
+                error = OSError(-count, os.strerror(-count), self.path)
+                done(lambda: self._write_failed(error, handle, offset, data, durable=durable))
+
+        if not durable:
+            self._touched = True
+            self._unflushed += len(data)
+        slots.write(handle, offset, data, os.RWF_DSYNC if durable else 0, ended)
+        return True
+
+    def begin_flush(self, done: Done) -> bool:
+        slots = self._slots
+        if slots is None or self._fault is not None or not self.writable:
+            return False
+
+        def heard(error: OSError | None) -> None:
+            if error is None:
+                done(None)
+            elif error.errno in _NOT_TRIED:
+                done(self.flush)
+            else:
+                done(lambda: self._raise_failed(error))
+
+        self._flusher.begin(partial(self._begin_sync, slots), slots.post, heard)
+        return True
+
+    def _begin_sync(self, slots: Slots, ended: Callable[[OSError | None], None]) -> None:
+        """``_sync`` by the ring."""
+        mapping = self._mapping
+        self._unflushed = 0
+
+        def synced(result: int) -> None:
+            if not result:
+                mapping.cleaned()
+                ended(None)
+                return
+            error = OSError(-result, os.strerror(-result), self.path)
+            if -result not in _NOT_TRIED:
+                self._lost_write(error)
+            ended(error)
+
+        slots.flush(self._handle, synced)
+
+    def _raise_failed(self, error: OSError) -> None:
+        self._failed(error)
+        raise self._bare(error)
+
     # -- may wait ---------------------------------------------------------------------------------
 
     def read(self, offset: int, length: int) -> Buffer:
         handle = self._usable()
+        self._missed = None
         try:
             data = os.pread(handle.fd, length, offset)
             if len(data) == length:
@@ -273,12 +362,24 @@ class Paged(Backend):
         try:
             self._write_all(handle, offset, data, 0, os.RWF_DSYNC if durable else 0)
             if len(data) and not durable:
+                self._unflushed += len(data)
                 self._mapping.wrote(offset, len(data))
         except OSError as error:
-            if self._tells_of_others(error, handle, offset, data, durable=durable):
-                self._lost_write(error)
-            self._failed(error)
+            self._note_failed_write(error, handle, offset, data, durable=durable)
             raise
+
+    def _write_failed(
+        self, error: OSError, handle: Handle, offset: int, data: Buffer, *, durable: bool
+    ) -> None:
+        self._note_failed_write(error, handle, offset, data, durable=durable)
+        raise self._bare(error)
+
+    def _note_failed_write(
+        self, error: OSError, handle: Handle, offset: int, data: Buffer, *, durable: bool
+    ) -> None:
+        if self._tells_of_others(error, handle, offset, data, durable=durable):
+            self._lost_write(error)
+        self._failed(error)
 
     def _tells_of_others(
         self, error: OSError, handle: Handle, offset: int, data: Buffer, *, durable: bool
@@ -337,6 +438,7 @@ class Paged(Backend):
     def _sync(self) -> None:
         handle = self._handle
         mapping = self._mapping
+        self._unflushed = 0
         try:
             os.fdatasync(handle.fd)
             mapping.cleaned()
@@ -423,7 +525,7 @@ class Paged(Backend):
             self._judge()
 
     def _lost_write(self, error: OSError) -> None:
-        with self._change:
+        with self._counting:
             self.lost_writes += 1
             self._write_back_error = f"write-back error: {error.strerror}; data written before may be lost"
             self.status = self._write_back_error

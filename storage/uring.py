@@ -197,6 +197,11 @@ class Slots:
         """fdatasync(2)."""
         self._begin(Operation(self, OP_FSYNC, handle, 0, b"", 0, FSYNC_DATASYNC, ended))
 
+    @property
+    def post(self) -> Callable[[Callable[[], None]], None]:
+        """Has something called on the event loop, from any thread."""
+        return self._ring.post
+
     def advise(
         self, handle: Handle, offset: int, length: int, advice: int, ended: Callable[[int], None]
     ) -> None:
@@ -221,16 +226,22 @@ class Slots:
 class Ring:
     """The io_uring of a process. ``fd`` is readable when something has ended: call ``reap`` then."""
 
-    def __init__(self, schedule: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self,
+        schedule: Callable[[Callable[[], None]], None],
+        post: Callable[[Callable[[], None]], None],
+    ) -> None:
         """Set it up, and see that it works.
 
         Args:
             schedule: has ``submit`` called before the event loop sleeps next.
+            post: has something called on the event loop, from any thread.
 
         Raises:
             OSError: the kernel has none, does not allow it, or has one too old; the text says which.
         """
         self.fd = -1
+        self.post = post
         self._schedule = schedule
         self._scheduled = False
         self._queue: deque[Operation] = deque()
@@ -238,8 +249,10 @@ class Ring:
         """Under way, by user data."""
         self._key = 0
         self._fence = _no_fence
-        self._open()
+        self._words = memoryview(b"")
+        self._mapped: tuple[mmap.mmap, ...] = ()
         try:
+            self._open()
             self._check()
         except BaseException:
             self.close()
@@ -265,6 +278,7 @@ class Ring:
         flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
         self._rings = mmap.mmap(fd, size, flags=flags, offset=_OFFSET_RINGS)
         self._sqes = mmap.mmap(fd, _SQE.size * params.sq_entries, flags=flags, offset=_OFFSET_SQES)
+        self._mapped = (self._rings, self._sqes)
         self._words = words32 = memoryview(self._rings)[: size & -4].cast("I")
         self._entries = params.sq_entries
         self._sq_head, self._sq_tail, self._sq_flags = sq.head // 4, sq.tail // 4, sq.flags // 4
@@ -309,6 +323,8 @@ class Ring:
     def submit(self) -> None:
         """Hand over all that was begun."""
         self._scheduled = False
+        if self.fd < 0:
+            return
         queue, words, sqes, operations = self._queue, self._words, self._sqes, self._operations
         mask, pack = self._sq_mask, _SQE.pack_into
         key = self._key
@@ -409,6 +425,9 @@ class Ring:
         if self.fd >= 0:
             if self._operations:
                 _abandoned.append(self._operations)
+            self._words.release()
+            for each in self._mapped:  # it has a duplicate of the descriptor
+                each.close()
             os.close(self.fd)
             self.fd = -1
 

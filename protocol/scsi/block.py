@@ -42,6 +42,8 @@ __all__ = [
     "ABORTED",
     "after_synchronize_cache",
     "begin_read",
+    "begin_synchronize_cache",
+    "begin_write",
     "decode",
     "medium",
     "paced",
@@ -220,6 +222,15 @@ def write_nowait(unit: "LogicalUnit", request: Request) -> Outcome | None:
     return GOOD if backend.write_nowait(request.offset, data) else None
 
 
+def begin_write(unit: "LogicalUnit", request: Request, done: Done) -> bool:
+    """WRITE, ended by the medium: what must be durable, and what would have to wait for the cache."""
+    backend = unit.backend
+    data = received(request, request.length)
+    return backend is not None and backend.begin_write(
+        request.offset, data, done, durable=wants_durable(unit, request)
+    )
+
+
 def write(unit: "LogicalUnit", request: Request) -> Outcome:
     """WRITE: as much Data-Out as came, up to the transfer length."""
     backend = medium(unit, request)
@@ -299,6 +310,12 @@ def synchronize_cache(unit: "LogicalUnit", request: Request) -> Outcome:
     if request.length:
         backend.flush(request.offset, request.length)
     return GOOD
+
+
+def begin_synchronize_cache(unit: "LogicalUnit", request: Request, done: Done) -> bool:
+    """SYNCHRONIZE CACHE, ended by the medium."""
+    backend = unit.backend
+    return backend is not None and bool(request.length) and backend.begin_flush(done)
 
 
 def after_synchronize_cache(unit: "LogicalUnit", request: Request, outcome: Outcome) -> None:

@@ -97,7 +97,14 @@ _read = partial(
     begin=block.begin_read,
     prepare=block.prepare_rw,
 )
-_write = partial(_out, needs=WRITABLE, runs=Runs.NOWAIT, nowait=block.write_nowait, prepare=block.prepare_rw)
+_write = partial(
+    _out,
+    needs=WRITABLE,
+    runs=Runs.NOWAIT,
+    nowait=block.write_nowait,
+    begin=block.begin_write,
+    prepare=block.prepare_rw,
+)
 _verify = partial(
     _row,
     data=Data.OUT,
@@ -139,6 +146,7 @@ _synchronize = partial(
     access=Access.WRITE,
     runs=Runs.NOWAIT,
     nowait=block.synchronize_cache_nowait,
+    begin=block.begin_synchronize_cache,
     after=block.after_synchronize_cache,
     prepare=block.prepare_range,
     flushes=True,

@@ -17,7 +17,7 @@ log = logging.getLogger("targetd.io")
 def available() -> OSError | None:
     """Why io_uring cannot be used here; None: it can."""
     try:
-        Ring(lambda _: None).close()
+        Ring(_nothing_for, _nothing_for).close()
     except OSError as error:
         return error
     return None
@@ -42,7 +42,7 @@ class IoEngine:
         if choice == "threads":
             return
         try:
-            self.ring = Ring(loop.call_before_waiting)
+            self.ring = Ring(loop.call_before_waiting, self._post)
         except OSError as error:
             self.reason = error.strerror or str(error)
             return
@@ -74,12 +74,23 @@ class IoEngine:
             return Turn.OVER
         return Turn.SOON if ended == 1 and not ring.under_way else Turn.OVER
 
+    def _post(self, call: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(self._posted, call)
+
+    def _posted(self, call: Callable[[], None]) -> None:
+        call()
+        self._after()
+
     def close(self) -> None:
         """No more of it; what waits for a medium still is not waited for."""
         if self.ring is not None:
             self._loop.forget(self.ring.fd)
             self.ring.close()
             self.ring = None
+
+
+def _nothing_for(call: Callable[[], None]) -> None:
+    """Has nothing called."""
 
 
 def _nothing() -> None:

@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import gc
+import queue
 import threading
 import weakref
+from collections.abc import Callable
 
 import pytest
 
@@ -132,3 +134,75 @@ def test_a_failed_run_keeps_nothing_alive() -> None:
         assert used[0]() is None
     finally:
         gc.enable()
+
+
+class Loop:
+    """The event loop's side: begins the action when asked to, and hears of ends. ``posted`` is what threads
+    want called there."""
+
+    def __init__(self, coalescer: Coalescer) -> None:
+        self.coalescer = coalescer
+        self.begun: list[Callable[[OSError | None], None]] = []
+        self.heard: list[OSError | None] = []
+        self.posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+    def begin(self) -> None:
+        self.coalescer.begin(self.begun.append, self.posted.put, self.heard.append)
+
+    def serve(self) -> None:
+        self.posted.get(timeout=10)()
+
+
+def test_who_begins_during_a_run_shares_the_next_one_and_its_error() -> None:
+    loop = Loop(Coalescer(Stepped()))
+    for _ in range(4):
+        loop.begin()
+    assert len(loop.begun) == 1 and not loop.heard
+    loop.begun[0](None)
+    assert loop.heard == [None] and len(loop.begun) == 2
+    error = OSError(errno.EIO, "lost")
+    loop.begun[1](error)
+    assert loop.heard == [None, error, error, error] and len(loop.begun) == 2
+    loop.begin()
+    assert len(loop.begun) == 3
+
+
+def test_threads_and_the_event_loop_share_runs_whoever_began_them() -> None:
+    action = Stepped()
+    coalescer = Coalescer(action)
+    loop = Loop(coalescer)
+    # a thread runs; what begins meanwhile is begun on the loop when that has ended
+    first = Caller(coalescer)
+    assert action.started.acquire(timeout=10)
+    loop.begin()
+    assert not loop.begun
+    action.go_on.release()
+    first.join(10)
+    loop.serve()
+    assert first.outcome == "done" and len(loop.begun) == 1 and not loop.heard
+    # the loop's runs; threads that come meanwhile are covered by the next, with whoever begins
+    threads = [Caller(coalescer) for _ in range(2)]
+    waiting(coalescer, 2)
+    loop.begin()
+    loop.begun[0](None)
+    assert loop.heard == [None] and len(loop.begun) == 2
+    loop.begun[1](OSError(errno.ENOSPC, "full"))
+    for thread in threads:
+        thread.join(10)
+        assert isinstance(thread.outcome, OSError) and thread.outcome.errno == errno.ENOSPC
+    assert [error and error.errno for error in loop.heard] == [None, errno.ENOSPC]
+    assert action.runs == 1
+
+
+def test_a_thread_tells_the_event_loop_of_the_run_that_covers_both() -> None:
+    action = Stepped()
+    coalescer = Coalescer(action)
+    loop = Loop(coalescer)
+    loop.begin()
+    thread = Caller(coalescer)
+    waiting(coalescer, 1)
+    loop.begun[0](None)  # nobody on the loop waits for the next: the thread runs it
+    assert action.started.acquire(timeout=10)
+    action.go_on.release()
+    thread.join(10)
+    assert thread.outcome == "done" and action.runs == 1 and loop.posted.empty()

@@ -31,7 +31,7 @@ class Turns:
 
     def __init__(self) -> None:
         self.due: list[Callable[[], None]] = []
-        self.ring = Ring(self.due.append)
+        self.ring = Ring(self.due.append, self.due.append)
 
     def turn(self, wait_s: float = PATIENCE_S) -> None:
         due, self.due[:] = list(self.due), []
@@ -189,6 +189,85 @@ def test_a_read_through_a_file_gives_its_bytes_or_the_rest(
         rest()
     assert raised.value.errno == errno.EIO
     assert not backend.begin_read(0, PAGE, results.append), "a known fault is for a worker to name"
+
+
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("unflushed", [0, 4 << 20])
+def test_a_write_through_a_file_is_in_it(
+    turns: Turns, content: bytes, tmp_path: Path, durable: bool, unflushed: int
+) -> None:
+    """Durable: by a flush that it shares, or, where more waits to be flushed, written through by itself."""
+    backend = File(str(tmp_path / "file"))
+    backend.serve_by(turns.ring)
+    backend._unflushed = unflushed
+    results: list[Result] = []
+    pieces = {100: b"a" * PAGE, 7 * PAGE: b"b" * 512, 20 * PAGE: b"c" * 40 * PAGE}
+    expected = bytearray(content)
+    for offset, data in pieces.items():
+        assert backend.begin_write(offset, data, results.append, durable=durable)
+        expected[offset : offset + len(data)] = data
+    assert not results, "never from within"
+    turns.until(lambda: len(results) == 3)
+    assert results == [None] * 3
+    assert (tmp_path / "file").read_bytes() == expected
+
+
+def test_a_failed_flush_is_everyones_and_counts_as_lost_writes(turns: Turns, tmp_path: Path) -> None:
+    with faulty_fs(tmp_path) as fs:
+        (fs.backing / "file").write_bytes(bytes(64 * PAGE))
+        backend = File(str(fs.at / "file"))
+        backend.serve_by(turns.ring)
+        results: list[Result] = []
+        fs.stall("fsync")
+        assert backend.begin_flush(results.append)
+        for call in turns.due:
+            call()
+        turns.due.clear()
+        fs.wait_for_stalled("fsync")
+        for _ in range(5):
+            assert backend.begin_flush(results.append)
+        fs.fail(errno.EIO, "fsync")
+        fs.go()
+        turns.until(lambda: len(results) == 6)
+        lost = backend.lost_writes
+        assert lost == 2, "one run for the first, one for all that came during it"
+        for rest in results:
+            assert callable(rest)
+            with pytest.raises(OSError, match="rror") as raised:
+                rest()
+            assert raised.value.errno == errno.EIO
+        assert backend.lost_writes == lost and "write-back error" in backend.status
+        fs.clear()
+        results.clear()
+        assert backend.begin_flush(results.append)
+        turns.until(lambda: results)
+        assert results == [None]
+        backend.close()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_write_that_fails_says_why(turns: Turns, tmp_path: Path, number: int) -> None:
+    with faulty_fs(tmp_path) as fs:
+        (fs.backing / "file").write_bytes(bytes(64 * PAGE))
+        backend = File(str(fs.at / "file"))
+        backend.serve_by(turns.ring)
+        results: list[Result] = []
+        fs.fail(number, "write")
+        assert backend.begin_write(0, bytes(PAGE), results.append)
+        turns.until(lambda: results)
+        rest = results.pop()
+        assert callable(rest)
+        with pytest.raises(OSError, match=os.strerror(number)) as raised:
+            rest()
+        assert raised.value.errno == number
+        backend.close()
+
+
+def test_a_backend_for_reading_begins_no_writes(turns: Turns, content: bytes, tmp_path: Path) -> None:
+    backend = File(str(tmp_path / "file"), read_only=True)
+    backend.serve_by(turns.ring)
+    assert not backend.begin_write(0, b"x", lambda result: None)
+    assert not backend.begin_flush(lambda result: None)
 
 
 def test_a_backend_without_a_ring_begins_nothing(content: bytes, tmp_path: Path) -> None:
