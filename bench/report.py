@@ -18,7 +18,7 @@ BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 Scale = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Group → subject → figure → value."""
 
-COLOURS = {"ours": "#1f77b4", "limit": "#bbbbbb", "tgtd": "#d62728", "istgt": "#ff9f40"}
+COLOURS = {"ours": "#1f77b4", "limit": "#bbbbbb", "tgtd": "#d62728", "istgt": "#ff9f40", "file": "#2ca02c"}
 
 
 def terminal(grid: Grid, names: Sequence[str]) -> str:
@@ -91,7 +91,7 @@ def section(grid: Grid, scale: Scale, names: Sequence[str], about: str) -> str:
         for name in names:
             middle = row[name].middle
             cells.append(
-                f"{middle.iops:,.0f} · {middle.cpu_us:.1f} · {_shown(middle.p50_us)}"
+                f"{middle.iops:,.0f} · {_shown(middle.cpu_us)} · {_shown(middle.p50_us)}"
                 if middle is not None
                 else row[name].note or "—"
             )
@@ -125,6 +125,7 @@ def plot(grid: Grid, names: Sequence[str]) -> str:
     y = 34
     for workload, row in grid.items():
         middles = {name: row[name].middle for name in names}
+        middles = {name: m for name, m in middles.items() if m is None or not math.isnan(m.cpu_us)}
         most = max((m.cpu_us for m in middles.values() if m is not None), default=0)
         if not most:
             continue

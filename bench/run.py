@@ -2,8 +2,9 @@
 
 One run takes all subjects through all workloads in interleaved rounds (A B C D, A B C D, …), so that what
 else the machine does falls on all alike, and reports medians. All serve the same file, read into the page
-cache before every measurement. Before a write workload all of it is written once through the subject, and
-afterwards it is synced: each starts from the same dirty pages and leaves none behind. CPU per command is
+cache before every measurement, or taken out of it for a cold one, where the file itself is measured too
+(fio by io_uring, without a target). Before a write workload all of it is written once through the subject,
+and afterwards it is synced: each starts from the same dirty pages and leaves none behind. CPU per command is
 the server's user and system time over the whole run of the client, by the commands of that run.
 
 Then what has no rate of commands (``bench.scale``). All figures go to a file as JSON; a run that is not
@@ -68,8 +69,13 @@ def run_rounds(subjects: Iterable[Subject], works: Sequence[Workload], rounds: i
         for work in works:
             for subject in subjects:
                 cell = grid[work.name][subject.name]
+                if subject.is_file and not work.cold:
+                    cell.note = "—"
+                    continue
                 lacking = [
-                    what for what in ("digests", "chap") if getattr(work, what) and not getattr(subject, what)
+                    what
+                    for what in ("digests", "chap", "flushes")
+                    if getattr(work, what) and not getattr(subject, what)
                 ]
                 if lacking:
                     cell.note = f"no {lacking[0]}"
@@ -173,7 +179,11 @@ def main() -> int:
             if not options.only:
                 ours = [subject for subject in running if isinstance(subject, Ours)]
                 seconds = options.seconds
-                beside["logins"] = by_subject(running, lambda s: scale.logins(s, seconds), "logins")
+                beside["logins"] = by_subject(
+                    [subject for subject in running if not subject.is_file],
+                    lambda s: scale.logins(s, seconds),
+                    "logins",
+                )
                 beside["api"] = by_subject(ours, lambda s: scale.api_rate(s, seconds), "API")
                 beside["idle"] = by_subject(ours, lambda s: scale.idle(s, IDLE_SESSIONS), "silent sessions")
         finally:

@@ -4,6 +4,7 @@ The file is the same for all, so that all read the same cached pages of the same
 Debian's defaults but for what is needed to serve the file; where a default decides a number it is said here.
 """
 
+import math
 import os
 import shutil
 import socket
@@ -35,6 +36,10 @@ class Subject(ABC):
     """It negotiates header and data digests."""
     chap = True
     """``chap_iqn`` is a second target over the same file, for ``CHAP_USER`` alone."""
+    flushes = True
+    """SYNCHRONIZE CACHE does something."""
+    is_file = False
+    """No target, but the file that all of them serve."""
 
     def __init__(self, image: Path, directory: Path) -> None:
         self.image = image
@@ -132,6 +137,7 @@ class Limit(Subject):
     name = "limit"
     digests = False
     chap = False
+    flushes = False
 
     def start(self) -> None:
         program = BUILD / "limit"
@@ -316,4 +322,18 @@ class Ours(Subject):
             self.daemon.terminate()
 
 
-SUBJECTS: dict[str, type[Subject]] = {kind.name: kind for kind in (Ours, Limit, Tgtd, Istgt)}
+class File(Subject):
+    """What the medium gives without any target: fio on the file itself, by io_uring."""
+
+    name = "file"
+    is_file = True
+
+    def start(self) -> None:
+        """It is there."""
+
+    def cpu_seconds(self) -> float:
+        """There is no server."""
+        return math.nan
+
+
+SUBJECTS: dict[str, type[Subject]] = {kind.name: kind for kind in (Ours, Limit, Tgtd, Istgt, File)}

@@ -38,6 +38,17 @@ class Workload:
     client: str = "fio"
     digests: bool = False
     chap: bool = False
+    reads_percent: int = 70
+    """Of ``randrw``."""
+    cold: bool = False
+    """Nothing of the file is in memory when it begins."""
+    flush_every: int = 0
+    """A SYNCHRONIZE CACHE after so many writes; 0: none."""
+
+    @property
+    def flushes(self) -> bool:
+        """It asks for what has been written to be on the medium."""
+        return self.flush_every > 0
 
     @property
     def writes(self) -> bool:
@@ -58,6 +69,14 @@ WORKLOADS = (
     Workload("4k-randread-qd32-digests", "randread", 4096, 32, client="load", digests=True),
     Workload("4k-randread-16sessions", "randread", 4096, 4, sessions=16, client="load"),
     Workload("4k-randread-64sessions", "randread", 4096, 4, sessions=64, client="load"),
+    Workload("8k-50/50-qd16", "randrw", 8192, 16, reads_percent=50),
+    Workload("4k-randwrite-qd32-flush32", "randwrite", 4096, 32, flush_every=32),
+    Workload("4k-randwrite-qd1-flush1", "randwrite", 4096, 1, flush_every=1),
+    Workload("cold-4k-randread-qd1", "randread", 4096, 1, cold=True),
+    Workload("cold-4k-randread-qd32", "randread", 4096, 32, cold=True),
+    Workload("cold-4k-randread-qd128", "randread", 4096, 128, cold=True),
+    Workload("cold-256k-read-qd16", "read", 262144, 16, cold=True),
+    Workload("cold-8k-50/50-qd16", "randrw", 8192, 16, reads_percent=50, cold=True),
 )
 
 
@@ -114,11 +133,10 @@ class Aim:
     """The other's figure, where it is another one."""
 
     def ratio(self, grid: Grid) -> float | None:
-        """As measured; None where one side is missing."""
-        sides = [
-            (self.workload, "ours", self.figure),
-            (self.other or self.workload, self.subject, self.other_figure or self.figure),
-        ]
+        """As measured; None where one side is missing. Without a subject it is the figure itself."""
+        sides = [(self.workload, "ours", self.figure)]
+        if self.subject:
+            sides.append((self.other or self.workload, self.subject, self.other_figure or self.figure))
         values = []
         for workload, subject, figure in sides:
             cell = grid.get(workload, {}).get(subject)
@@ -128,6 +146,8 @@ class Aim:
             values.append(getattr(middle, figure))
         if math.isnan(sum(values)):
             return None  # the client does not tell it
+        if len(values) == 1:
+            return float(values[0])
         return float(values[0] / values[1]) if values[1] else None
 
     def met(self, ratio: float) -> bool:
@@ -182,6 +202,26 @@ AIMS = (
         2.0,
         other="4k-randread-qd32-load",
     ),
+    Aim("8k-50/50-qd16", "CPU per command, µs", "cpu_us", "", True, 10.0),
+    _iops("8k-50/50-qd16", "tgtd", 3.0),
+    *(
+        _iops(workload, peer, 1.2)
+        for workload in ("4k-randwrite-qd32-flush32", "4k-randwrite-qd1-flush1")
+        for peer in ("tgtd", "istgt")
+    ),
+    Aim("cold-4k-randread-qd1", "p50 ÷ tgtd", "p50_us", "tgtd", True, 1.15),
+    Aim("cold-4k-randread-qd1", "p50 ÷ istgt", "p50_us", "istgt", True, 1.15),
+    *(
+        aim
+        for workload in ("cold-4k-randread-qd32", "cold-4k-randread-qd128")
+        for aim in (
+            _iops(workload, "tgtd", 1.0),
+            Aim(workload, "CPU per command ÷ tgtd", "cpu_us", "tgtd", True, 0.5),
+            _iops(workload, "file", 0.7),
+        )
+    ),
+    _iops("cold-256k-read-qd16", "tgtd", 1.5),
+    _iops("cold-256k-read-qd16", "istgt", 1.5),
     *_crowd("4k-randread-16sessions"),
     *_crowd("4k-randread-64sessions"),
 )
@@ -218,10 +258,14 @@ def run_client(argv: Sequence[str], seconds: float) -> str:
 
 
 def fio_command(subject: Subject, pattern: str, block_size: int, depth: int) -> list[str]:
-    url = f"iscsi://{HOST}:{subject.port}/{subject.iqn}/{subject.lun}".replace(":", r"\:")
+    if subject.is_file:
+        where = ["--ioengine=io_uring", f"--filename={subject.image}"]
+    else:
+        url = f"iscsi://{HOST}:{subject.port}/{subject.iqn}/{subject.lun}".replace(":", r"\:")
+        where = ["--ioengine=libiscsi", f"--filename={url}"]
     return [
-        *(str(BUILD / "fio"), "--name=bench", "--ioengine=libiscsi", f"--filename={url}"),
-        *(f"--rw={pattern}", f"--bs={block_size}", f"--iodepth={depth}", "--rwmixread=70"),
+        *(str(BUILD / "fio"), "--name=bench", *where),
+        *(f"--rw={pattern}", f"--bs={block_size}", f"--iodepth={depth}"),
         f"--size={subject.image.stat().st_size}",
     ]
 
@@ -233,6 +277,7 @@ def fio(subject: Subject, work: Workload, seconds: float) -> Figures:
             *fio_command(subject, work.pattern, work.block_size, work.depth),
             *(f"--numjobs={work.sessions}", "--group_reporting", "--thread", "--norandommap"),
             *("--time_based", f"--runtime={seconds}", "--percentile_list=50:99", "--output-format=json"),
+            *(f"--rwmixread={work.reads_percent}", f"--fsync={work.flush_every}", "--invalidate=0"),
         ],
         seconds,
     )
@@ -308,10 +353,24 @@ def warm(image: Path) -> None:
             pass
 
 
+def chill(image: Path) -> None:
+    """Take the file out of the page cache, and what its file system keeps of it where we may (root)."""
+    with image.open("rb+") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    except OSError:
+        pass  # pages that a target has mapped stay, then
+
+
 def measure(subject: Subject, work: Workload, seconds: float) -> Sample:
     """One sample: CPU per command is the server's over the whole run of the client."""
-    warm(subject.image)
-    if work.writes:
+    if work.cold:
+        chill(subject.image)
+    else:
+        warm(subject.image)
+    if work.writes and not work.cold:
         # Through the subject, so that its mapping, if it has one, is writable too: else the first write to
         # each clean page costs a fault in the file system, and a short run measures little but that.
         run_client(fio_command(subject, "write", 262144, 16), HANG_LIMIT_S)

@@ -9,7 +9,7 @@ import pytest
 from bench import report
 from bench.workloads import AIMS, WORKLOADS, Aim, Cell, Grid, Sample
 
-SUBJECTS = ("ours", "limit", "tgtd", "istgt")
+SUBJECTS = ("ours", "limit", "tgtd", "istgt", "file")
 TEN, TWENTY = Sample(10, 10, 10, 10), Sample(20, 20, 20, 20)
 
 
