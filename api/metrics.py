@@ -104,6 +104,12 @@ _WHOLE: Final[Sequence[_Family]] = (
     _gauge("iscsi_store_save_longest_seconds", "The longest of them.", lambda s: s.save_longest_s),
     _gauge("iscsi_loop_lag_seconds", "How late the event loop was last.", lambda s: s.loop_lag_s),
     _gauge("iscsi_loop_lag_longest_seconds", "The most it ever was.", lambda s: s.loop_lag_longest_s),
+    _gauge(
+        "iscsi_io_uring",
+        "1: the kernel does what waits for a disk (io_uring); 0: worker threads.",
+        lambda s: s.io_engine == "uring",
+    ),
+    _gauge("iscsi_io_uring_in_flight", "Operations that the kernel has in hand.", lambda s: s.io_under_way),
     _counter("iscsi_events_lost", "Events that slow readers of the stream missed.", lambda s: s.events_lost),
 )
 

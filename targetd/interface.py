@@ -212,6 +212,12 @@ class Statistics:
     loop_lag_longest_s: float = 0.0
     events_lost: int = 0
     """Events that readers of the stream were too slow for."""
+    io_engine: str = "threads"
+    """What does reads, writes and flushes that wait for a medium: ``uring`` (the kernel) or ``threads``."""
+    io_engine_reason: str = ""
+    """Why it is not ``uring``."""
+    io_under_way: int = 0
+    """Operations that the kernel has in hand."""
     work: tuple[Work, ...] = ()
     """What is under way just now."""
     processes: tuple[ProcessStatistics, ...] = ()

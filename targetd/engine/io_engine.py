@@ -55,6 +55,11 @@ class IoEngine:
         """``uring`` or ``threads``."""
         return "threads" if self.ring is None else "uring"
 
+    @property
+    def under_way(self) -> int:
+        """Operations that the kernel has in hand."""
+        return 0 if self.ring is None else self.ring.under_way
+
     def tell(self) -> None:
         """Say in the log which it is."""
         if self.ring is None:

@@ -440,6 +440,9 @@ class Runtime:
             loop_lag_s=counters.loop_lag_s,
             loop_lag_longest_s=counters.loop_lag_longest_s,
             events_lost=self._events_lost,
+            io_engine=self.io_engine.name,
+            io_engine_reason=self.io_engine.reason,
+            io_under_way=self.io_engine.under_way,
             work=(*self.allocations.work(), *work_under_way(extents)),
         )
 

@@ -51,6 +51,9 @@ def merged(
         sessions=(*front.sessions, *(session for each in told for session in each.sessions)),
         portals=tuple(portals.values()),
         work=(*front.work, *(work for each in told for work in each.work)),
+        io_engine=told[0].io_engine if told else front.io_engine,
+        io_engine_reason=told[0].io_engine_reason if told else front.io_engine_reason,
+        io_under_way=sum(each.io_under_way for each in told),
         loop_lag_s=max(each.loop_lag_s for each in (front, *told)),
         loop_lag_longest_s=max(each.loop_lag_longest_s for each in (front, *told)),
         processes=tuple(
