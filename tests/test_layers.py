@@ -31,6 +31,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "targetd.config",
         "targetd.interface",
         "targetd.persistence.interface",
+        "targetd.system.pieces",
         "targetd.system.threads",
     ),
     "targetd": ("targetd", "protocol", "storage", "api"),

@@ -9,14 +9,17 @@ A subclass says how its objects are made and changed (``create``, ``update``), a
 like beyond single fields (``settle``).
 """
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any, ClassVar, cast
 
 from aiohttp import web
 
 from api.auth import USER
 from api.bodies import content_range, filters, forced, matches, page, read_object, sorting
+from api.encoding import answer_long
 from api.errors import BadRequestError, FieldsError, NotFoundError, answer
 from api.routing import Operation, Router
 from api.schema import Declaration, coerce
@@ -35,6 +38,7 @@ from targetd.config import (
     validate,
 )
 from targetd.interface import Edit, Engine
+from targetd.system.pieces import gathered
 
 __all__ = ["PREFIX", "CollectionResource", "Draft"]
 
@@ -126,7 +130,7 @@ class CollectionResource:
 
     async def bodies(self, config: Configuration, records: Sequence[Any]) -> list[dict[str, Any]]:
         """The bodies that show objects."""
-        return [self.show(config, record) for record in records]
+        return await gathered(self.show(config, record) for record in records)
 
     async def body(self, config: Configuration, record: Any) -> dict[str, Any]:
         """The body that shows one."""
@@ -172,10 +176,11 @@ class CollectionResource:
         wanted, order = filters(request, known), sorting(request, known)
         if wanted or order:
             bodies = await self.bodies(config, records)
-            bodies = [
-                body for body in bodies if all(matches(body[name], value) for name, value in wanted.items())
-            ]
+            for name, value in wanted.items():
+                fits = await gathered(matches(body[name], value) for body in bodies)
+                bodies = list(compress(bodies, fits))
             for name, descending in reversed(order):
+                await asyncio.sleep(0)
                 bodies.sort(key=lambda body: _sort_key(body[name]), reverse=descending)
             offset, shown = page(request, bodies)
             total = len(bodies)
@@ -184,8 +189,8 @@ class CollectionResource:
             shown = await self.bodies(config, chosen)
             total = len(records)
         if masked:
-            shown = [self.declaration.mask(body) for body in shown]
-        return answer(200, list(shown), content_range(offset, len(shown), total))
+            shown = await gathered(self.declaration.mask(body) for body in shown)
+        return await answer_long(list(shown), content_range(offset, len(shown), total))
 
     def _is_field(self, name: str, *, secrets: bool) -> bool:
         """Whether a list may be filtered and sorted by it: both tell what is in a field."""

@@ -7,7 +7,8 @@ from typing import Any, Final
 from aiohttp import web
 
 from api.bodies import content_range, page
-from api.errors import BadRequestError, answer
+from api.encoding import answer_long
+from api.errors import BadRequestError
 from api.resources.collection import LIST_PARAMETERS, PREFIX
 from api.routing import Operation, Router
 from targetd.config import MAX_NAME_BYTES
@@ -19,6 +20,7 @@ from targetd.interface import (
     SessionStatistics,
     UnitStatistics,
 )
+from targetd.system.pieces import gathered
 
 __all__ = ["DiagnosisResource"]
 
@@ -37,6 +39,17 @@ def _counters(counted: UnitStatistics | SessionStatistics | PortalStatistics) ->
         if item.name not in ("latency", "luns", "failures")
     }
     return {**shown, "latency_s": {name: quantile(counted.latency, q) for name, q in QUANTILES.items()}}
+
+
+def _unit(unit: UnitStatistics) -> dict[str, Any]:
+    return {
+        **_counters(unit),
+        "luns": [{"target": target, "lun": lun} for target, lun in unit.luns],
+        "failures": [
+            {"command": command, "status": status, "count": count}
+            for (command, status), count in unit.failures.items()
+        ],
+    }
 
 
 def quantile(latency: Latency, q: float) -> float | None:
@@ -112,35 +125,26 @@ class DiagnosisResource:
         failures = await self.engine.login_failures()
         offset, chosen = page(request, failures)
         headers = content_range(offset, len(chosen), len(failures))
-        return answer(200, [dataclasses.asdict(failure) for failure in chosen], headers)
+        return await answer_long(await gathered(map(dataclasses.asdict, chosen)), headers)
 
     async def get_statistics(self, request: web.Request) -> web.StreamResponse:
         """GET of the counters; of latencies the quantiles, in seconds."""
         statistics = await self.engine.statistics()
         shown = {
-            **dataclasses.asdict(dataclasses.replace(statistics, units=(), sessions=(), portals=())),
-            "units": [
-                {
-                    **_counters(unit),
-                    "luns": [{"target": target, "lun": lun} for target, lun in unit.luns],
-                    "failures": [
-                        {"command": command, "status": status, "count": count}
-                        for (command, status), count in unit.failures.items()
-                    ],
-                }
-                for unit in statistics.units
-            ],
-            "sessions": [_counters(session) for session in statistics.sessions],
-            "portals": [_counters(portal) for portal in statistics.portals],
+            **dataclasses.asdict(dataclasses.replace(statistics, units=(), sessions=(), portals=(), work=())),
+            "units": await gathered(map(_unit, statistics.units)),
+            "sessions": await gathered(map(_counters, statistics.sessions)),
+            "portals": await gathered(map(_counters, statistics.portals)),
+            "work": await gathered(map(dataclasses.asdict, statistics.work)),
         }
-        return answer(200, shown)
+        return await answer_long(shown)
 
     async def get_work(self, request: web.Request) -> web.StreamResponse:
         """GET of what is under way; bytes done and bytes in all."""
         work = (await self.engine.statistics()).work
         offset, chosen = page(request, work)
         headers = content_range(offset, len(chosen), len(work))
-        return answer(200, [dataclasses.asdict(one) for one in chosen], headers)
+        return await answer_long(await gathered(map(dataclasses.asdict, chosen)), headers)
 
     async def explain(self, request: web.Request) -> web.StreamResponse:
         """GET of what would come of a login: one answer for each portal and target that was asked for."""
@@ -163,4 +167,4 @@ class DiagnosisResource:
         found = await self.engine.explain(initiator, str(peer), target, portal_id)
         if target and not found and config.portals:
             raise BadRequestError(f"There is no target {target[:MAX_NAME_BYTES]}.")
-        return answer(200, [dataclasses.asdict(explanation) for explanation in found])
+        return await answer_long(await gathered(map(dataclasses.asdict, found)))

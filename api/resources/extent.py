@@ -37,6 +37,7 @@ from targetd.config import (
     rules,
 )
 from targetd.interface import MAX_SANITIZE_PASSES, SANITIZE_METHODS
+from targetd.system.pieces import gathered
 
 __all__ = ["ExtentResource"]
 
@@ -225,7 +226,9 @@ class ExtentResource(CollectionResource):
 
     async def bodies(self, config: Configuration, records: Sequence[Any]) -> list[dict[str, Any]]:
         statuses = await self.engine.extent_statuses([record.id for record in records])
-        return [self.declaration.render(record, status=statuses[record.id]) for record in records]
+        return await gathered(
+            self.declaration.render(record, status=statuses[record.id]) for record in records
+        )
 
     async def clone(self, request: web.Request, id: int) -> web.StreamResponse:
         """POST of a clone: name and path of the new extent; other fields are the source's unless given."""

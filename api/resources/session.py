@@ -7,10 +7,12 @@ from aiohttp import web
 
 from api.audit import note
 from api.bodies import content_range, page
+from api.encoding import answer_long
 from api.errors import NotFoundError, answer
 from api.resources.collection import LIST_PARAMETERS, PREFIX
 from api.routing import Operation, Router
 from targetd.interface import Engine, SessionStatus
+from targetd.system.pieces import gathered
 
 __all__ = ["SessionResource"]
 
@@ -69,7 +71,7 @@ class SessionResource:
         sessions = sorted(await self.engine.sessions(), key=lambda session: session.id)
         offset, chosen = page(request, sessions)
         headers = content_range(offset, len(chosen), len(sessions))
-        return answer(200, [_show(session) for session in chosen], headers)
+        return await answer_long(await gathered(map(_show, chosen)), headers)
 
     async def detail(self, request: web.Request, id: int) -> web.StreamResponse:
         """GET of one."""

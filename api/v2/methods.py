@@ -5,7 +5,6 @@ since TrueNAS' errors name them (``iscsi_target_create.name``), and types that p
 """
 
 import errno
-import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -14,9 +13,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from api.auth import Account
 from api.v2.errors import ENOTAUTHENTICATED, ArgumentsError, CallError
-from targetd.system.threads import run_in_thread
 
-__all__ = ["REQUIRED", "Call", "Caller", "Method", "Model", "Parameter", "Rest", "Run", "Table", "encoded"]
+__all__ = ["REQUIRED", "Call", "Caller", "Method", "Model", "Parameter", "Rest", "Run", "Table"]
 
 
 class Model(BaseModel):
@@ -144,15 +142,7 @@ def _problems(name: str, error: ValidationError) -> Iterable[tuple[str, str, int
 
 
 LONG: Final = 100
-"""A list of more objects than this is encoded on a thread: the event loop has others to serve."""
-
-
-async def encoded(message: Any) -> bytes:
-    """A result, or a message with one, as JSON."""
-    value = message.get("result") if isinstance(message, dict) else message
-    if isinstance(value, list) and len(value) > LONG:
-        return (await run_in_thread(json.dumps, message)).encode()
-    return json.dumps(message).encode()
+"""A list of more objects than this is made on a thread: the event loop has others to serve."""
 
 
 class Table:

@@ -19,10 +19,11 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from api.auth import USER, Account
+from api.encoding import encoded
 from api.errors import MethodNotAllowedError, answer
 from api.routing import Operation, Router
 from api.v2.errors import ENOTAUTHENTICATED, ArgumentsError, CallError
-from api.v2.methods import Method, Parameter, Table, encoded
+from api.v2.methods import Method, Parameter, Table
 from api.v2.openapi import document
 from api.v2.query import PARAMETERS
 from targetd.system.threads import run_in_thread
@@ -98,7 +99,7 @@ class RestResource:
             if not self._document:
                 # pydantic needs a tenth of a second for it: not on the event loop
                 made = await run_in_thread(document, self.table, self.version)
-                self._document = json.dumps(made).encode()
+                self._document = await encoded(made)
             return web.Response(body=self._document, content_type="application/json")
         found = self._find(path)
         if found is None:

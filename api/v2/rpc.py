@@ -18,10 +18,11 @@ from aiohttp import WSMsgType, web
 
 from api.audit import recorded
 from api.auth import Account
+from api.encoding import encoded
 from api.routing import Operation, Router
 from api.v2.errors import ArgumentsError, CallError, errname
 from api.v2.jobs import COLLECTION, Jobs
-from api.v2.methods import Table, encoded
+from api.v2.methods import Table
 
 __all__ = ["RpcResource", "is_rpc_path"]
 

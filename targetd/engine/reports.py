@@ -125,7 +125,7 @@ def unit_statistics(
         for lun, unit in scsi.luns.items():
             places.setdefault(id(unit), []).append((scsi.name, lun))
     for live in extents:
-        for unit in live.units.values():
+        for unit in list(live.units.values()):  # others have a turn in between
             yield _unit_statistics(live, unit, tuple(places.get(id(unit), ())), latency_of(unit))
 
 

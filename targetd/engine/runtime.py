@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product, starmap
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -92,6 +93,7 @@ from targetd.net.server import Channel, Server
 from targetd.persistence.interface import UNITS, Persistence, Records, StoreError
 from targetd.system.gc_schedule import GcScheduler
 from targetd.system.logs import bind
+from targetd.system.pieces import gathered
 from targetd.system.threads import Completions, WorkerThreads, run_in_thread
 from targetd.volumes import VOLUMES
 
@@ -396,7 +398,8 @@ class Runtime:
     async def sessions(self) -> list[SessionStatus]:
         now = self._loop.time()
         names = {id(live): target_id for target_id, live in self._targets.items()}
-        return [session_status(session, names, now) for session in self.server.sessions.sessions.values()]
+        sessions = list(self.server.sessions.sessions.values())
+        return await gathered(session_status(session, names, now) for session in sessions)
 
     async def drop(self, session_id: int, reason: str) -> bool:
         session = self.server.sessions.sessions.get(session_id)
@@ -417,18 +420,20 @@ class Runtime:
 
     async def statistics(self) -> Statistics:
         counters = self.server.counters
+        extents = list(self._extents.values())
+        units = await gathered(unit_statistics(extents, list(self._targets.values()), counters.latency_of))
+        shown = await gathered(map(counters.of_session, list(self.server.sessions.sessions.values())))
+        # Portals in one go: who ends in between would be counted twice, and counters never fall.
         portals: dict[int, tuple[list[Channel], list[Session]]] = {
             portal_id: ([], []) for portal_id in self._config.portals
         }
         for channel in self.server.channels:
             portals.setdefault(channel.portal_id, ([], []))[0].append(channel)
-        sessions = list(self.server.sessions.sessions.values())
-        for session in sessions:
+        for session in self.server.sessions.sessions.values():
             portals.setdefault(session.grant.target_portal_group_tag, ([], []))[1].append(session)
-        extents = self._extents.values()
         return Statistics(
-            units=tuple(unit_statistics(extents, self._targets.values(), counters.latency_of)),
-            sessions=tuple(map(counters.of_session, sessions)),
+            units=tuple(units),
+            sessions=tuple(shown),
             portals=tuple(
                 counters.of_portal(portal_id, len(channels), open_ones, self.portals.count_absent(portal_id))
                 for portal_id, (channels, open_ones) in portals.items()
@@ -459,20 +464,25 @@ class Runtime:
     async def explain(
         self, initiator_name: str, address: str, target: str = "", portal_id: int | None = None
     ) -> list[Explanation]:
-        config = self._config
         wanted = target.lower()
         origin, table = neighbourhood(address), self.server.sessions
-        return [
-            explanation(
+
+        def one(portal_id: int, target_id: int) -> Explanation | None:
+            config = self._config  # of now: a piece of the list has just been made
+            portal, configured = config.portals.get(portal_id), config.targets.get(target_id)
+            if portal is None or configured is None:
+                return None
+            name = full_name(config.globals, configured)
+            if wanted and wanted not in (name, configured.name.lower()):
+                return None
+            return explanation(
                 *(self._view, portal, configured, initiator_name, address),
-                self._obstacle(portal)
-                or table.obstacle(origin, initiator_name, full_name(config.globals, configured)),
+                self._obstacle(portal) or table.obstacle(origin, initiator_name, name),
             )
-            for portal in config.portals.values()
-            if portal_id in (None, portal.id)
-            for configured in config.targets.values()
-            if not wanted or wanted in (full_name(config.globals, configured), configured.name.lower())
-        ]
+
+        asked = [id for id in self._config.portals if portal_id in (None, id)]
+        found = await gathered(starmap(one, product(asked, list(self._config.targets))))
+        return [each for each in found if each is not None]
 
     def _obstacle(self, portal: Portal) -> str:
         """Why nobody can log in through a portal; empty: they can."""
