@@ -66,6 +66,8 @@ class CollectionResource:
     declaration: ClassVar[Declaration]
     name: ClassVar[str]
     """Last part of the URL."""
+    goes_by_cascade: ClassVar[bool] = False
+    """Clients delete what its objects refer to, and then them, and fail unless that succeeds too."""
     forcible: ClassVar[bool] = False
     """Some changes are refused while initiators are logged in, and ``?force=1`` makes them."""
     also_owns: ClassVar[frozenset[str]] = frozenset()
@@ -120,7 +122,12 @@ class CollectionResource:
 
     def delete_operation(self) -> Operation:
         """What DELETE is here."""
-        return Operation(self.delete, "Delete, with what refers to it.", {204: None, 401: None, 404: None})
+        summary = "Delete, with what refers to it."
+        if self.goes_by_cascade:
+            summary = (
+                "Delete. 204 too for one that went with what it referred to; 404 for one that never was."
+            )
+        return Operation(self.delete, summary, {204: None, 401: None, 404: None})
 
     # -- what a resource says of its own ----------------------------------------------------------
 
@@ -291,10 +298,20 @@ class CollectionResource:
         return answer(202, await self.told(config, record, masked))
 
     async def delete(self, request: web.Request, id: int) -> web.StreamResponse:
-        """DELETE of one object."""
-        self.find(self.engine.configuration, id)
-        await self.apply(self.removal(id))
+        """DELETE of one object; what a cascade has taken is gone as asked for."""
+        if not self._has_gone(id):
+            try:
+                await self.apply(self.removal(id))
+            except NotFoundError:
+                if not self._has_gone(id):  # meanwhile
+                    raise
         return answer(204)
+
+    def _has_gone(self, id: int) -> bool:
+        """Whether a cascade may have taken it: ids are never given out again."""
+        config = self.engine.configuration
+        given = 0 < id < next_id(config, self.collection)
+        return self.goes_by_cascade and given and id not in objects(config, self.collection)
 
     def removal(self, id: int) -> Edit:
         """The edit that removes an object and, by the model's cascades, what refers to it."""

@@ -27,12 +27,12 @@ __all__ = ["StorageResource"]
 BAD_SIZE: Final = "Enter a size: bytes, or a number with K, M, G, T or P (10G, 500MiB, 0.5 GiB)."
 MAX_SIZE: Final = 2**62
 
-_SIZE: Final = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?([KMGTP]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
+_SIZE: Final = re.compile(r"([0-9]{1,19}(?:\.[0-9]+)?) ?([KMGTP]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
 _T = TypeVar("_T")
 
 
 def volume_size(given: object) -> int:
-    """Bytes of a size as clients write it; units are powers of 1024.
+    """Bytes of a size as clients write it, to the nearest one; units are powers of 1024.
 
     Raises:
         ValueError: it is none.
@@ -40,7 +40,8 @@ def volume_size(given: object) -> int:
     match = _SIZE.fullmatch(str(given).strip()) if not isinstance(given, bool) else None
     if match is None:
         raise ValueError(BAD_SIZE)
-    size = int(Decimal(match[1]) * 1024 ** (" KMGTP".index(match[2].upper()) if match[2] else 0))
+    exact = Decimal(match[1]) * 1024 ** (" KMGTP".index(match[2].upper()) if match[2] else 0)
+    size = int(exact.to_integral_value())
     if not 0 < size <= MAX_SIZE:
         raise ValueError(BAD_SIZE)
     return size

@@ -56,6 +56,10 @@ class TargetResource(CollectionResource):
         group = first_group(config, stored.id) if stored else None
         for attribute in _lacking(draft.values, group):
             draft.errors.setdefault(self.declaration.by_attribute[attribute].wire, [REQUIRED])
+            # another in its place for the trial run that looks for further errors
+            draft.values.pop(attribute, None)
+            if group is None and config.portals:
+                draft.values[attribute] = min(config.portals)
 
     def create(self, config: Configuration, id: int, values: Mapping[str, Any]) -> Configuration:
         own, grant = _split(values)
@@ -90,7 +94,8 @@ def _split(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def _lacking(values: Mapping[str, Any], group: TargetGroup | None) -> list[str]:
     """Flat attributes that must be there: a grant has a portal group and a method, and never loses them."""
     if group is None:
-        wanted = any(values.get(attribute) is not None for attribute in GRANT)
+        # the method that a grant has anyway asks for none: clients send every documented default
+        wanted = any(values.get(name) not in (None, DEFAULT_METHOD) for name in GRANT)
         return ["portal_id"] if wanted and values.get("portal_id") is None else []
     return [name for name in ("portal_id", "auth_method") if values.get(name, group) is None]
 

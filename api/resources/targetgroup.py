@@ -11,3 +11,4 @@ class TargetGroupResource(CollectionResource):
 
     declaration = TARGET_GROUP
     name = "targetgroup"
+    goes_by_cascade = True

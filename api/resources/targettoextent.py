@@ -15,6 +15,7 @@ class TargetToExtentResource(CollectionResource):
 
     declaration = LUN_MAPPING
     name = "targettoextent"
+    goes_by_cascade = True
 
     def order(self, record: Any) -> Any:
         return record.target_id, record.lun, record.id

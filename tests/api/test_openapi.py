@@ -136,6 +136,62 @@ async def test_defaults_and_required_fields_are_those_that_a_create_has(
     assert (await api.post("portal/", nulls)).status == 201
 
 
+REQUIRED_VALUES: dict[str, dict[str, Any]] = {
+    "Extent": {
+        "iscsi_target_extent_name": "e",
+        "iscsi_target_extent_type": "File",
+        "iscsi_target_extent_path": "/mnt/e",
+        "iscsi_target_extent_filesize": "1MB",
+    },
+    "AuthorizedInitiator": {},
+    "AuthCredential": {"iscsi_target_auth_user": "u", "iscsi_target_auth_secret": "secret-secret"},
+    "Target": {"iscsi_target_name": "t"},
+    "TargetGroup": {"iscsi_target": "Target", "iscsi_target_portalgroup": 1},
+    "Portal": {"iscsi_target_portal_ips": ["127.0.0.1:3261"]},
+    "TargetToExtent": {"iscsi_target": "Target", "iscsi_extent": "Extent"},
+}
+"""What a body must say beside the defaults, in an order in which each can be made after those before; the
+name of one of them stands for its id."""
+
+
+async def test_every_documented_default_can_be_sent_and_changes_nothing(
+    api: Api, document: dict[str, Any]
+) -> None:
+    """Generated clients fill the defaults in. What comes of it is what comes of a body without them."""
+    schemas = document["components"]["schemas"]
+    bodies = {
+        item["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]: path
+        for path, item in document["paths"].items()
+        if "requestBody" in item.get("post", {}) and "{" not in path and "/services/iscsi/" in path
+    }
+    assert {f"{name}Create" for name in REQUIRED_VALUES} <= set(bodies)
+    sent_defaults = 0
+    ids: dict[object, int] = {}
+    for name, named in REQUIRED_VALUES.items():
+        required = {
+            wire: ids.get(value, value) if isinstance(value, str) else value for wire, value in named.items()
+        }
+        path = bodies[f"{name}Create"]
+        defaults = {
+            wire: schema["default"]
+            for wire, schema in schemas[f"{name}Create"]["properties"].items()
+            if "default" in schema and wire not in required
+        }
+        sent_defaults += len(defaults)
+        plain = await api.made(path, **required)
+        assert (await api.delete(f"{path}{plain['id']}/")).status == 204
+        made = await api.made(path, **defaults, **required)
+        ids[name] = made["id"]
+        made_up = {"id", "iscsi_target_serial", "iscsi_target_extent_serial", "iscsi_target_extent_naa"}
+        assert {key: made[key] for key in made.keys() - made_up} == {
+            key: plain[key] for key in plain.keys() - made_up
+        }
+        for wire, value in defaults.items():  # and each of them alone changes nothing either
+            answer = await api.put(f"{path}{made['id']}/", {wire: value} if value is not None else {})
+            assert (answer.status, answer.json) == (202, made), (name, wire)
+    assert sent_defaults > 40
+
+
 async def test_the_page_shows_every_path_and_asks_for_nothing_from_elsewhere(
     api: Api, document: dict[str, Any]
 ) -> None:

@@ -659,6 +659,13 @@ async def test_a_grant_needs_a_portal_group(api: Api) -> None:
     await api.made("target/", iscsi_target_name="t", iscsi_target_portalgroup=1)
     for field in ("iscsi_target_portalgroup", "iscsi_target_authtype"):
         assert (await api.put("target/1/", {field: None})).json == {field: [REQUIRED]}
+    # and all else that is wrong is told with it
+    both = await api.post("target/", {"iscsi_target_name": "t", "iscsi_target_initiatorgroup": 9})
+    assert both.json == {
+        "iscsi_target_portalgroup": [REQUIRED],
+        "iscsi_target_initiatorgroup": [choice(9)],
+        "iscsi_target_name": ["Target name already exists"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -785,11 +792,16 @@ async def test_lun_numbers(api: Api) -> None:
     ],
 )
 async def test_what_a_delete_takes_along(api: Api, deleted: str, gone: set[str], left: set[str]) -> None:
-    """§6.4. What a cascade has removed is 404 afterwards (§11)."""
+    """§6.4. What is gone is 404 (§11); but what a cascade can take is gone as a later DELETE asks for, as
+    clients that delete an extent and then its LUN fail unless both succeed."""
     await disk(api)
     assert (await api.delete(f"{deleted}/1/")).status == 204
     for name in {deleted} | gone:
-        assert (await api.delete(f"{name}/1/")).status == 404
+        assert (await api.get(f"{name}/1/")).status == 404
+        dependent = name in ("targettoextent", "targetgroup")
+        assert (await api.delete(f"{name}/1/")).status == (204 if dependent else 404)
+        for never in (0, 2, 4711):
+            assert (await api.delete(f"{name}/{never}/")).status == 404
     for name in left:
         assert (await api.get(f"{name}/1/")).status == 200
 

@@ -141,6 +141,10 @@ def tank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         ("0.5 GiB", 512 * MB),
         (MB, MB),
         ("1mb", MB),
+        # all decimals of a double, to the nearest byte and then up to whole blocks
+        ("4.656612873077393 GiB", -(-5 * 10**9 // 16384) * 16384),
+        ("0.0009765625 GiB", MB),
+        (f"1.{'0' * 5000}GiB", 1 << 30),
     ],
 )
 def test_sizes_are_read_as_clients_write_them(tank: Daemon, size: object, bytes_: int) -> None:
