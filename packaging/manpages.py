@@ -1,6 +1,6 @@
 """Writes the man pages beside this file from the declarations of options and commands.
 
-    python packaging/manpages.py
+    PYTHONPATH=. python packaging/manpages.py
 
 A test fails when they are not what this writes.
 """

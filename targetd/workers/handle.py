@@ -46,11 +46,11 @@ KILL_S = 1.0
 
 def _import_path() -> list[str]:
     """PYTHONPATH of a worker: what this process was given, without what means the current directory, from
-    which a worker imports nothing (CWE-427; ``-P`` sees to the entry that ``-m`` makes). A daemon that runs
-    from a checkout by ``python -m targetd`` says where that is."""
+    which a worker imports nothing (CWE-427; ``-P`` sees to the entry that ``-m`` makes). Where our packages
+    are stands first, as it does here: in a checkout, or inside the installed ``iscsi_targetd``."""
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     home = str(Path(__file__).resolve().parents[2])
-    return [path for path in given if path.startswith("/")] + ([home] if sys.path[0] == home else [])
+    return ([home] if sys.path[0] == home else []) + [path for path in given if path.startswith("/")]
 
 
 class WorkerGoneError(Exception):

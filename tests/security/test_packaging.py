@@ -15,7 +15,7 @@ PACKAGING = ROOT / "packaging"
 
 @pytest.mark.parametrize("page", ["iscsi-targetd.8", "iscsi-targetctl.8"])
 def test_man_pages_are_those_of_the_options_and_commands(page: str) -> None:
-    """``python packaging/manpages.py`` writes them anew."""
+    """``PYTHONPATH=. python packaging/manpages.py`` writes them anew."""
     writer = runpy.run_path(str(PACKAGING / "manpages.py"))
     written = (PACKAGING / page).read_text(encoding="utf-8")
     assert written == "\n".join(writer["PAGES"][page]()) + "\n"
