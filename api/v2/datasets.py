@@ -8,6 +8,7 @@ import errno
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
@@ -15,7 +16,7 @@ from pydantic import Field, model_validator
 from api.audit import note
 from api.dataset_use import DEVICES, extent_on
 from api.v2.errors import ArgumentsError, CallError
-from api.v2.methods import Call, Method, Model, Parameter
+from api.v2.methods import Call, Method, Model, Parameter, reading, writing
 from api.v2.query import PARAMETERS, QueryOptions, select
 from targetd.interface import (
     Dataset,
@@ -359,64 +360,61 @@ class DatasetMethods:
     def methods(self) -> Iterator[Method]:
         """All of them."""
         id, rest = Parameter("id", str), "/pool/dataset"
-        yield Method(
-            name="pool.query",
-            summary="List pools.",
-            run=self.pools,
-            parameters=PARAMETERS,
-            writes=False,
-            rest=("GET", "/pool"),
-        )
-        yield Method(
-            name="pool.dataset.query",
-            summary="List volumes and file systems. extra: snapshots, retrieve_children.",
-            run=self.query,
-            parameters=PARAMETERS,
-            writes=False,
+        yield reading("pool.query", "List pools.", self.pools, *PARAMETERS, rest=("GET", "/pool"))
+        yield reading(
+            "pool.dataset.query",
+            "List volumes and file systems. extra: snapshots, retrieve_children.",
+            self.query,
+            *PARAMETERS,
             rest=("GET", rest),
         )
-        yield Method(
-            name="pool.dataset.get_instance",
-            summary="Show a volume or a file system.",
-            run=self.get_instance,
-            parameters=(id, PARAMETERS[1]),
-            writes=False,
+        yield reading(
+            "pool.dataset.get_instance",
+            "Show a volume or a file system.",
+            self.get_instance,
+            id,
+            PARAMETERS[1],
             rest=("GET", f"{rest}/id/{{id}}"),
         )
-        yield Method(
-            name="pool.dataset.create",
-            summary="Create a volume or a file system.",
-            run=self.create,
-            parameters=(Parameter("pool_dataset_create", DatasetCreate),),
+        yield writing(
+            "pool.dataset.create",
+            "Create a volume or a file system.",
+            self.create,
+            Parameter("pool_dataset_create", DatasetCreate),
             rest=("POST", rest),
         )
-        yield Method(
-            name="pool.dataset.update",
-            summary="Grow a volume, set comments and user properties.",
-            run=self.update,
-            parameters=(id, Parameter("pool_dataset_update", DatasetUpdate)),
+        yield writing(
+            "pool.dataset.update",
+            "Grow a volume, set comments and user properties.",
+            self.update,
+            id,
+            Parameter("pool_dataset_update", DatasetUpdate),
             rest=("PUT", f"{rest}/id/{{id}}"),
         )
-        yield Method(
-            name="pool.dataset.delete",
-            summary="Destroy a volume or a file system that no extent is on.",
-            run=self.delete,
+        yield replace(
+            writing(
+                "pool.dataset.delete",
+                "Destroy a volume or a file system that no extent is on.",
+                self.delete,
+                id,
+                Parameter("dataset_delete", DeleteOptions, DeleteOptions),
+                rest=("DELETE", f"{rest}/id/{{id}}"),
+            ),
             absent_status=422,
-            parameters=(id, Parameter("dataset_delete", DeleteOptions, DeleteOptions)),
-            rest=("DELETE", f"{rest}/id/{{id}}"),
         )
-        yield Method(
-            name="pool.dataset.rename",
-            summary="Give another name.",
-            run=self.rename,
-            parameters=(id, Parameter("pool_dataset_rename", RenameOptions)),
+        yield writing(
+            "pool.dataset.rename",
+            "Give another name.",
+            self.rename,
+            id,
+            Parameter("pool_dataset_rename", RenameOptions),
             rest=("POST", f"{rest}/id/{{id}}/rename"),
         )
-        yield Method(
-            name="pool.dataset.promote",
-            summary="Make a clone independent of where it came from.",
-            run=self.promote,
-            parameters=(id,),
+        yield writing(
+            "pool.dataset.promote",
+            "Make a clone independent of where it came from.",
+            self.promote,
+            id,
             rest=("POST", f"{rest}/id/{{id}}/promote"),
         )
 

@@ -7,9 +7,7 @@ both ways) and five methods that follow from it. What is valid is decided by the
 import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
-
-from pydantic import Field
+from typing import Any, Final
 
 from api.errors import FieldsError, NotFoundError
 from api.resources.authcredential import AuthCredentialResource
@@ -21,7 +19,22 @@ from api.resources.portal import PortalResource
 from api.resources.target import TargetResource
 from api.resources.targettoextent import TargetToExtentResource
 from api.v2.errors import CallError, fields_of
-from api.v2.methods import Call, Method, Model, Parameter
+from api.v2.iscsi_requests import (
+    AuthCreate,
+    AuthUpdate,
+    ExtentCreate,
+    ExtentUpdate,
+    GlobalUpdate,
+    InitiatorUpdate,
+    PortalCreate,
+    PortalUpdate,
+    TargetCreate,
+    TargetExtentCreate,
+    TargetExtentUpdate,
+    TargetGroupEntry,
+    TargetUpdate,
+)
+from api.v2.methods import Call, Method, Model, Parameter, reading, writing
 from api.v2.query import PARAMETERS, QueryOptions, select
 from targetd.config import (
     Configuration,
@@ -41,105 +54,6 @@ __all__ = ["iscsi_methods"]
 MASK: Final = "********"
 LONG: Final = 100
 """More objects than this are shown on a thread: the event loop has others to serve."""
-
-# -- requests ---------------------------------------------------------------------------------------
-
-
-class TargetGroupEntry(Model):
-    """One grant of a target."""
-
-    portal: int
-    initiator: int | None = None
-    authmethod: Literal["NONE", "CHAP", "CHAP_MUTUAL"] = "NONE"
-    auth: int | None = None
-
-
-class TargetUpdate(Model):
-    name: str | None = None
-    alias: str | None = None
-    mode: Literal["ISCSI"] = "ISCSI"
-    groups: list[TargetGroupEntry] = Field(default_factory=list)
-
-
-class TargetCreate(TargetUpdate):
-    name: str
-
-
-class ExtentUpdate(Model):
-    name: str | None = None
-    type: Literal["DISK", "FILE"] = "DISK"
-    disk: str | None = None
-    path: str | None = None
-    serial: str | None = None
-    filesize: int | str = 0
-    blocksize: Literal[512, 1024, 2048, 4096] = 512
-    pblocksize: bool = False
-    avail_threshold: int | None = None
-    comment: str = ""
-    insecure_tpc: bool = True
-    xen: bool = False
-    rpm: Literal["UNKNOWN", "SSD", "5400", "7200", "10000", "15000"] = "SSD"
-    ro: bool = False
-    enabled: Literal[True] = True
-
-
-class ExtentCreate(ExtentUpdate):
-    name: str
-
-
-class TargetExtentUpdate(Model):
-    target: int | None = None
-    extent: int | None = None
-    lunid: int | None = None
-
-
-class TargetExtentCreate(TargetExtentUpdate):
-    target: int
-    extent: int
-
-
-class Listen(Model):
-    ip: str
-    port: int | None = None
-
-
-class PortalUpdate(Model):
-    comment: str = ""
-    listen: list[Listen] = Field(default_factory=list)
-
-
-class PortalCreate(PortalUpdate):
-    listen: list[Listen]
-
-
-class InitiatorUpdate(Model):
-    initiators: list[str] = Field(default_factory=list)
-    auth_network: list[str] = Field(default_factory=list)
-    comment: str = ""
-
-
-class AuthUpdate(Model):
-    tag: int | None = None
-    user: str | None = None
-    secret: str | None = None
-    peeruser: str = ""
-    peersecret: str = ""
-    discovery_auth: Literal["NONE"] = "NONE"
-
-
-class AuthCreate(AuthUpdate):
-    tag: int
-    user: str
-    secret: str
-
-
-class GlobalUpdate(Model):
-    basename: str | None = None
-    isns_servers: list[str] = Field(default_factory=list)
-    pool_avail_threshold: int | None = None
-    alua: Literal[False] = False
-    iser: Literal[False] = False
-
 
 # -- fields -----------------------------------------------------------------------------------------
 
@@ -316,41 +230,36 @@ class Family:
         """The five of them."""
         name, rest = f"iscsi.{self.name}", f"/iscsi/{self.name}"
         id = Parameter("id", int)
-        yield Method(
-            name=f"{name}.query",
-            summary="List objects.",
-            run=self.query,
-            parameters=PARAMETERS,
-            writes=False,
-            rest=("GET", rest),
-        )
-        yield Method(
-            name=f"{name}.get_instance",
-            summary="Show one object.",
-            run=self.get_instance,
-            parameters=(id, PARAMETERS[1]),
-            writes=False,
+        yield reading(f"{name}.query", "List objects.", self.query, *PARAMETERS, rest=("GET", rest))
+        yield reading(
+            f"{name}.get_instance",
+            "Show one object.",
+            self.get_instance,
+            id,
+            PARAMETERS[1],
             rest=("GET", f"{rest}/id/{{id}}"),
         )
-        yield Method(
-            name=f"{name}.create",
-            summary="Create an object; it is in force when this is answered.",
-            run=self.create,
-            parameters=(Parameter(self.argument("create"), self.create_model),),
+        yield writing(
+            f"{name}.create",
+            "Create an object; it is in force when this is answered.",
+            self.create,
+            Parameter(self.argument("create"), self.create_model),
             rest=("POST", rest),
         )
-        yield Method(
-            name=f"{name}.update",
-            summary="Change the fields that are named.",
-            run=self.update,
-            parameters=(id, Parameter(self.argument("update"), self.update_model)),
+        yield writing(
+            f"{name}.update",
+            "Change the fields that are named.",
+            self.update,
+            id,
+            Parameter(self.argument("update"), self.update_model),
             rest=("PUT", f"{rest}/id/{{id}}"),
         )
-        yield Method(
-            name=f"{name}.delete",
-            summary="Delete an object, and what refers to it.",
-            run=self.delete,
-            parameters=(id, *self.delete_parameters),
+        yield writing(
+            f"{name}.delete",
+            "Delete an object, and what refers to it.",
+            self.delete,
+            id,
+            *self.delete_parameters,
             rest=("DELETE", f"{rest}/id/{{id}}"),
         )
 
@@ -681,26 +590,24 @@ class Globals:
 
     def methods(self) -> Iterator[Method]:
         """Three of them."""
-        yield Method(
-            name="iscsi.global.config",
-            summary="Show the settings of the service.",
-            run=self.config,
-            writes=False,
+        yield reading(
+            "iscsi.global.config",
+            "Show the settings of the service.",
+            self.config,
             rest=("GET", "/iscsi/global"),
         )
-        yield Method(
-            name="iscsi.global.update",
-            summary="Change the settings that are named.",
-            run=self.update,
-            parameters=(Parameter("iscsiglobal_update", GlobalUpdate),),
+        yield writing(
+            "iscsi.global.update",
+            "Change the settings that are named.",
+            self.update,
+            Parameter("iscsiglobal_update", GlobalUpdate),
             rest=("PUT", "/iscsi/global"),
         )
-        yield Method(
-            name="iscsi.global.sessions",
-            summary="List the sessions of initiators.",
-            run=self.sessions,
-            parameters=PARAMETERS,
-            writes=False,
+        yield reading(
+            "iscsi.global.sessions",
+            "List the sessions of initiators.",
+            self.sessions,
+            *PARAMETERS,
             rest=("GET", "/iscsi/global/sessions"),
         )
 

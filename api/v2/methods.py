@@ -6,7 +6,7 @@ since TrueNAS' errors name them (``iscsi_target_create.name``), and types that p
 
 import errno
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -133,6 +133,21 @@ class Method:
         if errors:
             raise ArgumentsError(errors)
         return arguments
+
+
+def reading(name: str, summary: str, run: Run, *parameters: Parameter, rest: Rest = None) -> Method:
+    """A method that every account may call."""
+    return Method(name=name, summary=summary, run=run, parameters=parameters, writes=False, rest=rest)
+
+
+def writing(name: str, summary: str, run: Run, *parameters: Parameter, rest: Rest = None) -> Method:
+    """A method for accounts that may write."""
+    return Method(name=name, summary=summary, run=run, parameters=parameters, rest=rest)
+
+
+def before_login(name: str, summary: str, run: Run, *parameters: Parameter, rest: Rest = None) -> Method:
+    """A method that may be called before the login."""
+    return replace(reading(name, summary, run, *parameters, rest=rest), public=True)
 
 
 def _problems(name: str, error: ValidationError) -> Iterable[tuple[str, str, int]]:

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -13,7 +14,7 @@ from api.dataset_use import DEVICES, initiator_on
 from api.v2.datasets import call_error, parsed
 from api.v2.errors import ArgumentsError, CallError
 from api.v2.jobs import Job, Jobs
-from api.v2.methods import Call, Method, Model, Parameter
+from api.v2.methods import Call, Method, Model, Parameter, reading, writing
 from api.v2.query import PARAMETERS, QueryOptions, select
 from targetd.interface import DatasetError, Datasets, Engine, SnapshotStatus
 
@@ -222,61 +223,59 @@ class SnapshotMethods:
         """All of them; both families are the same."""
         id = Parameter("id", str)
         for family, rest in (("zfs.snapshot", "/zfs/snapshot"), ("pool.snapshot", "/pool/snapshot")):
-            yield Method(
-                name=f"{family}.query",
-                summary="List snapshots.",
-                run=self.query,
-                parameters=PARAMETERS,
-                writes=False,
-                rest=("GET", rest),
-            )
-            yield Method(
-                name=f"{family}.get_instance",
-                summary="Show a snapshot.",
-                run=self.get_instance,
-                parameters=(id, PARAMETERS[1]),
-                writes=False,
+            yield reading(f"{family}.query", "List snapshots.", self.query, *PARAMETERS, rest=("GET", rest))
+            yield reading(
+                f"{family}.get_instance",
+                "Show a snapshot.",
+                self.get_instance,
+                id,
+                PARAMETERS[1],
                 rest=("GET", f"{rest}/id/{{id}}"),
             )
-            yield Method(
-                name=f"{family}.create",
-                summary="Take a snapshot, consistent after a crash, with sessions open.",
-                run=self.create,
-                parameters=(Parameter("snapshot_create", SnapshotCreate),),
+            yield writing(
+                f"{family}.create",
+                "Take a snapshot, consistent after a crash, with sessions open.",
+                self.create,
+                Parameter("snapshot_create", SnapshotCreate),
                 rest=("POST", rest),
             )
-            yield Method(
-                name=f"{family}.delete",
-                summary="Destroy a snapshot.",
-                run=self.delete,
-                parameters=(id, Parameter("options", SnapshotDelete, SnapshotDelete)),
+            yield writing(
+                f"{family}.delete",
+                "Destroy a snapshot.",
+                self.delete,
+                id,
+                Parameter("options", SnapshotDelete, SnapshotDelete),
                 rest=("DELETE", f"{rest}/id/{{id}}"),
             )
-            yield Method(
-                name=f"{family}.clone",
-                summary="Make a volume of a snapshot.",
-                run=self.clone,
-                parameters=(Parameter("snapshot_clone", SnapshotClone),),
+            yield writing(
+                f"{family}.clone",
+                "Make a volume of a snapshot.",
+                self.clone,
+                Parameter("snapshot_clone", SnapshotClone),
                 rest=("POST", f"{rest}/clone"),
             )
-            yield Method(
-                name=f"{family}.rollback",
-                summary="Make a dataset what its latest snapshot is; not while an initiator is logged in.",
-                run=self.rollback,
-                parameters=(id, Parameter("options", RollbackOptions, RollbackOptions)),
+            yield writing(
+                f"{family}.rollback",
+                "Make a dataset what its latest snapshot is; not while an initiator is logged in.",
+                self.rollback,
+                id,
+                Parameter("options", RollbackOptions, RollbackOptions),
                 rest=("POST", f"{rest}/rollback"),
             )
-            yield Method(
-                name=f"{family}.rename",
-                summary="Give a snapshot another name.",
-                run=self.rename,
-                parameters=(id, Parameter("options", SnapshotRename)),
+            yield writing(
+                f"{family}.rename",
+                "Give a snapshot another name.",
+                self.rename,
+                id,
+                Parameter("options", SnapshotRename),
             )
-        yield Method(
-            name="replication.run_onetime",
-            summary="Copy the newest snapshot of a dataset to a new dataset of this host, as a job.",
-            run=self.replicate,
-            parameters=(Parameter("replication_run_onetime", Replication),),
+        yield replace(
+            writing(
+                "replication.run_onetime",
+                "Copy the newest snapshot of a dataset to a new dataset of this host, as a job.",
+                self.replicate,
+                Parameter("replication_run_onetime", Replication),
+                rest=("POST", "/replication/run_onetime"),
+            ),
             job=True,
-            rest=("POST", "/replication/run_onetime"),
         )

@@ -15,7 +15,7 @@ from api.keys import ROLES, KeyRing
 from api.resources.service import SERVICE_ID, SERVICE_NAME
 from api.v2.errors import ENOTAUTHENTICATED, CallError
 from api.v2.jobs import COLLECTION, Job, Jobs
-from api.v2.methods import Call, Method, Model, Parameter, Rest, Run
+from api.v2.methods import Call, Method, Model, Parameter, before_login, reading, writing
 from api.v2.query import PARAMETERS, QueryOptions, select
 from targetd.config import ConfigError, Configuration
 from targetd.interface import Engine
@@ -296,58 +296,66 @@ class SystemMethods:
         calls = Parameter("params", list[list[Any]])
         words = Parameter("description", str | None, None)
         wanted = Parameter("service-update", ServiceUpdate)
-        yield _open("auth.login", "Log in by name.", self.login, Parameter("username", str), password, token)
-        yield _open(
+        yield before_login(
+            "auth.login", "Log in by name.", self.login, Parameter("username", str), password, token
+        )
+        yield before_login(
             "auth.login_with_api_key", "Log in by a key.", self.login_with_api_key, Parameter("key", str)
         )
-        yield _open(
+        yield before_login(
             "auth.login_ex", "Log in.", self.login_ex, Parameter("login_data", LoginPassword | LoginKey)
         )
-        yield _open("auth.mechanism_choices", "How one can log in.", self.mechanisms)
-        yield _open("auth.logout", "End the login.", self.logout)
-        yield _open("core.ping", "Answer pong.", self.ping, rest=("GET", "/core/ping"))
-        yield _open(
+        yield before_login("auth.mechanism_choices", "How one can log in.", self.mechanisms)
+        yield before_login("auth.logout", "End the login.", self.logout)
+        yield before_login("core.ping", "Answer pong.", self.ping, rest=("GET", "/core/ping"))
+        yield before_login(
             "core.set_options",
             "Choose how answers look.",
             self.set_options,
             Parameter("options", ClientOptions),
         )
-        yield _read("auth.me", "Show the account that is logged in.", self.me, rest=("GET", "/auth/me"))
-        yield _read(
+        yield reading("auth.me", "Show the account that is logged in.", self.me, rest=("GET", "/auth/me"))
+        yield reading(
             "core.subscribe", "Have events sent: core.get_jobs.", self.subscribe, Parameter("name", str)
         )
-        yield _read("core.unsubscribe", "Have no more events sent.", self.unsubscribe, Parameter("id", str))
-        yield _read("core.get_jobs", "List jobs.", self.get_jobs, *PARAMETERS, rest=("GET", "/core/get_jobs"))
-        yield _read("core.get_methods", "List methods.", self.get_methods, rest=("GET", "/core/get_methods"))
+        yield reading("core.unsubscribe", "Have no more events sent.", self.unsubscribe, Parameter("id", str))
+        yield reading(
+            "core.get_jobs", "List jobs.", self.get_jobs, *PARAMETERS, rest=("GET", "/core/get_jobs")
+        )
+        yield reading(
+            "core.get_methods", "List methods.", self.get_methods, rest=("GET", "/core/get_methods")
+        )
         yield replace(
-            _read("core.job_wait", "Wait for a job.", self.job_wait, id, rest=("POST", "/core/job_wait")),
+            reading("core.job_wait", "Wait for a job.", self.job_wait, id, rest=("POST", "/core/job_wait")),
             job=True,
         )
         bulk = (Parameter("method", str), calls, words)
         yield replace(
-            _read("core.bulk", "Call a method many times.", self.bulk, *bulk, rest=("POST", "/core/bulk")),
+            reading("core.bulk", "Call a method many times.", self.bulk, *bulk, rest=("POST", "/core/bulk")),
             job=True,
         )
-        yield _write("core.job_abort", "End a job.", self.job_abort, id, rest=("POST", "/core/job_abort"))
-        yield _read(
+        yield writing("core.job_abort", "End a job.", self.job_abort, id, rest=("POST", "/core/job_abort"))
+        yield reading(
             "system.version", "What to take us for.", self.system_version, rest=("GET", "/system/version")
         )
-        yield _read(
+        yield reading(
             "system.product_type", "Edition.", self.product_type, rest=("GET", "/system/product_type")
         )
-        yield _read("system.info", "Show the host.", self.system_info, rest=("GET", "/system/info"))
-        yield _write("api_key.query", "List API keys.", self.key_query, *PARAMETERS, rest=("GET", "/api_key"))
+        yield reading("system.info", "Show the host.", self.system_info, rest=("GET", "/system/info"))
+        yield writing(
+            "api_key.query", "List API keys.", self.key_query, *PARAMETERS, rest=("GET", "/api_key")
+        )
         made = Parameter("api_key_create", KeyCreate)
-        yield _write(
+        yield writing(
             "api_key.create", "Make an API key, shown once.", self.key_create, made, rest=("POST", "/api_key")
         )
-        yield _write(
+        yield writing(
             "api_key.delete", "Delete a key.", self.key_delete, id, rest=("DELETE", "/api_key/id/{id}")
         )
-        yield _read(
+        yield reading(
             "service.query", "List services.", self.service_query, *PARAMETERS, rest=("GET", "/service")
         )
-        yield _read(
+        yield reading(
             "service.started",
             "Does it run?",
             self.service_started,
@@ -356,31 +364,16 @@ class SystemMethods:
         )
         which = Parameter("id_or_name", str | int)
         place = ("PUT", "/service/id/{id}")
-        yield _write("service.update", "Switch a service.", self.service_update, which, wanted, rest=place)
+        yield writing("service.update", "Switch a service.", self.service_update, which, wanted, rest=place)
         for verb, summary, run in (
             ("start", "Start a service.", self.service_start),
             ("stop", "Stop a service; its sessions end.", self.service_stop),
             ("restart", "Start a service; one that runs goes on: changes are in force.", self.service_start),
             ("reload", "Nothing is to be done: changes are in force already.", self.service_reload),
         ):
-            yield _write(f"service.{verb}", summary, run, service, options, rest=("POST", f"/service/{verb}"))
-
-
-def _open(name: str, summary: str, run: Run, *parameters: Parameter, rest: Rest = None) -> Method:
-    """A method that may be called before the login."""
-    return Method(
-        name=name, summary=summary, run=run, parameters=parameters, writes=False, public=True, rest=rest
-    )
-
-
-def _read(name: str, summary: str, run: Run, *parameters: Parameter, rest: Rest = None) -> Method:
-    """A method for every account."""
-    return Method(name=name, summary=summary, run=run, parameters=parameters, writes=False, rest=rest)
-
-
-def _write(name: str, summary: str, run: Run, *parameters: Parameter, rest: Rest = None) -> Method:
-    """A method for accounts that may write."""
-    return Method(name=name, summary=summary, run=run, parameters=parameters, rest=rest)
+            yield writing(
+                f"service.{verb}", summary, run, service, options, rest=("POST", f"/service/{verb}")
+            )
 
 
 def _known(service: str | int) -> None:
