@@ -4,7 +4,7 @@ no thread and a clock that stands still until a test moves it."""
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any
+from typing import Any, Self
 
 from protocol.access import Grant, Offer, Refusal, TargetList, TargetRecord
 from protocol.connection import Connection
@@ -29,6 +29,15 @@ class WorkerThreads:
     def __init__(self) -> None:
         self.held: list[tuple[Callable[[], Outcome], Callable[[Outcome], None]]] = []
         self.hold = False
+
+    @property
+    def long(self) -> Self:
+        """Long work and flushes go where all other work goes."""
+        return self
+
+    @property
+    def flushes(self) -> Self:
+        return self
 
     def run(self, work: Callable[[], Outcome], done: Callable[[Outcome], None]) -> None:
         if self.hold:
