@@ -260,8 +260,10 @@ EXTENT: Final = Declaration(
         Field(
             attribute="insecure_tpc",
             wire="iscsi_target_extent_insecure_tpc",
-            help_text="Kept for clients that set it. A third-party copy (EXTENDED COPY, tokens) reaches only "
-            "logical units that its own session sees, whatever this says.",
+            help_text="A third-party copy (EXTENDED COPY, tokens) may reach it from another target, if that "
+            "one's extent allows it too and the initiator has a session with both targets (same name and "
+            "CHAP user, or same address), or would be let in to the other with what it has proven. False: "
+            "only from its own target.",
         ),
         Field(
             attribute="serial",

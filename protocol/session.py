@@ -317,6 +317,11 @@ class SessionTable:
             return ""
         return self.full(origin, initiator_name, asking=True)
 
+    def of(self, nexus: Nexus) -> Session | None:
+        """The normal session that a nexus is; None: it is over, or never was."""
+        session = self._by_port.get((nexus.initiator_port, nexus.target_port))
+        return session if session is not None and session.nexus is nexus else None
+
     def normal_count(self) -> int:
         """Sessions that are not discovery sessions."""
         return len(self._by_port)

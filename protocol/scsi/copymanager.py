@@ -1,15 +1,21 @@
 """What every third-party copy has in common: whom it may name, how it copies, what it leaves to ask about.
 
 Commands of a copy are decoded on the event loop, where the units and the sessions may be looked at; the copy
-itself runs on a worker of the commanded unit and touches backends only. A copy reaches only logical units of
+itself runs on a worker of the commanded unit and touches backends only. A copy reaches the logical units of
 the target that its session is logged in to, and is held to the reservations and write protection there as if
 the same nexus read and wrote by itself.
+
+It reaches units of other targets too, for hosts that have a target for each LUN (VMware, CSI), if their
+initiator has a session there, or would be let in there with what it has proven here; and if both extents
+allow it (``UnitConfig.insecure_tpc``). There the nexus counts that it has, or would have, with that target.
+Which those are the owner of the targets says (``Target.beyond``): the targets of one process, since a copy
+is made by one process.
 
 Source: SPC-4 r37 §5.17, §6.4 to 6.6, §6.18, §6.19, §6.23.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -45,6 +51,40 @@ CHUNK_BYTES = 16 * 2**20
 """Copied between two looks for an abort. Large, since where blocks are shared a piece costs nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """A unit that a copy may name."""
+
+    unit: "LogicalUnit"
+    nexus: Nexus
+    """Whose rights count there."""
+    foreign: bool = False
+    """It is one of another target."""
+
+    @property
+    def durable(self) -> bool:
+        """What is written there must be on the medium before the copy has ended: WCE is off, or there is no
+        session to which a later loss could be told."""
+        return not self.unit.write_cache or self.nexus not in self.unit.nexuses
+
+
+def reachable(unit: "LogicalUnit", nexus: Nexus, naa: str) -> Iterator[Reach]:
+    """The units with an NAA (``UnitConfig.naa``) that a copy may name here, its own target's first."""
+    for other in visible_units(unit, nexus):
+        if other.config.naa.lower() == naa.lower():
+            yield Reach(other, nexus)
+    target = unit.nexuses.get(nexus)
+    if target is not None:
+        for other, there in target.beyond(nexus, naa):
+            yield Reach(other, there, foreign=True)
+
+
+def may_copy(source: Reach, destination: Reach) -> bool:
+    """Between targets both extents must allow it."""
+    allowed = source.unit.config.insecure_tpc and destination.unit.config.insecure_tpc
+    return allowed or not (source.foreign or destination.foreign)
+
+
 def visible_units(unit: "LogicalUnit", nexus: Nexus) -> "list[LogicalUnit]":
     """The logical units that this nexus sees: those of its target, and the one it speaks to."""
     target = unit.nexuses.get(nexus)
@@ -66,13 +106,13 @@ class Copy:
 
     source: Backend | None
     source_offset: int
-    unit: "LogicalUnit"
+    reach: Reach
     """Of the destination."""
     backend: Backend
     offset: int
     length: int
     durable: bool
-    """The destination has WCE off."""
+    """It is flushed at its end (``Reach.durable``)."""
     throttles: tuple[Throttle, ...] = ()
     """I/O limits of the source and the destination; what both share counts once."""
 
@@ -93,19 +133,25 @@ def throttles_of(*units: "LogicalUnit | None") -> tuple[Throttle, ...]:
     return tuple(throttle for throttle in found if throttle is not None)
 
 
-def source_backend(unit: "LogicalUnit", request: Request) -> Backend:
+def source_backend(reach: Reach, request: Request) -> Backend:
     """The medium to copy from; raises if the nexus could not read it now."""
-    return _accessible(unit, request, _READS, Needs.READY | Needs.MEDIUM)
+    return _accessible(reach, request, _READS, Needs.READY | Needs.MEDIUM)
 
 
-def destination_backend(unit: "LogicalUnit", request: Request) -> Backend:
+def destination_backend(reach: Reach, request: Request) -> Backend:
     """The medium to copy to; raises if the nexus could not write it now."""
-    return _accessible(unit, request, _WRITES, Needs.READY | Needs.MEDIUM | Needs.WRITABLE)
+    return _accessible(reach, request, _WRITES, Needs.READY | Needs.MEDIUM | Needs.WRITABLE)
 
 
-def _accessible(unit: "LogicalUnit", request: Request, row: Command, needs: Needs) -> Backend:
+def _accessible(reach: Reach, request: Request, row: Command, needs: Needs) -> Backend:
+    unit = reach.unit
     if unit.reservations.held:
-        unit.reservations.check(request, row)
+        there = request if reach.nexus is request.nexus else Request(reach.nexus, request.cdb)
+        try:
+            unit.reservations.check(there, row)
+        finally:
+            if reach.nexus not in unit.nexuses:
+                unit.reservations.nexus_lost(reach.nexus)  # it is made for this copy alone
     if unit.locked is not None:
         raise unit.locked()
     backend = unit.backend
@@ -222,6 +268,8 @@ def run(
     def done(outcome: Outcome) -> None:
         under_way.remove(result)
         result.outcome = outcome
+        for copy in todo:
+            copy.reach.unit.note_lost_writes()
         unit.release(request)
         if answer:
             unit.complete(request, outcome)
@@ -229,7 +277,7 @@ def run(
     result.total = sum(copy.length for copy in todo)
     under_way = results_of(unit).under_way
     under_way.append(result)
-    ranges = [(copy.unit, copy.offset, copy.length) for copy in todo]
+    ranges = [(copy.reach.unit, copy.offset, copy.length) for copy in todo]
     for copy in todo:
-        copy.unit.note_written(request.nexus)
+        copy.reach.unit.note_written(copy.reach.nexus)
     unit.claim(request, ranges, partial(unit.lane.long.run, work, done))

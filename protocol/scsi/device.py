@@ -3,7 +3,7 @@
 What the rest of the program needs of the SCSI layer can be had from here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from protocol.scsi.commands import Command
 from protocol.scsi.interfaces import Keep, Lane, Reservations, Reset, UnitConfig
@@ -40,6 +40,11 @@ class _NoReservations:
         """Nothing to end."""
 
 
+def _nothing_beyond(nexus: Nexus, naa: str) -> Iterable[tuple[LogicalUnit, Nexus]]:
+    """This target is the only one."""
+    return ()
+
+
 class Target:
     """A target device as initiators see it: its logical units by LUN, and who is logged in.
 
@@ -54,6 +59,9 @@ class Target:
         self.ports: tuple[int, ...] = ()
         """Relative target port identifiers: the tags of its portal groups (RFC 7143 §3.4.1)."""
         self.luns: dict[int, LogicalUnit] = {}
+        self.beyond: Callable[[Nexus, str], Iterable[tuple[LogicalUnit, Nexus]]] = _nothing_beyond
+        """The units of other targets that have an NAA (``UnitConfig.naa``) and that the initiator of a nexus
+        may use, each with the nexus whose rights count there."""
         self.nexuses: dict[Nexus, dict[int, tuple[str, str]]] = {}
         """Who is logged in, with the units that have left a LUN since: LUN → which it was (``_identity``)."""
         config = UnitConfig(name=f"{name} (no such LUN)", serial="", naa="", thin=False)

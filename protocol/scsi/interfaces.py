@@ -41,8 +41,8 @@ class UnitConfig:
     xen: bool = False
     """Do not pad the T10 vendor identification with blanks."""
     insecure_tpc: bool = True
-    """The operator trusts third-party copy without authentication between targets. Nothing hangs on it: a
-    copy reaches only units that its own nexus sees, whatever this says."""
+    """Third-party copy may reach the unit from another target, if the initiator that asks for it may be there
+    (``copymanager``); else from its own target alone."""
     threshold: int | None = None
     """Percent of the medium's space: when no more is left, the soft threshold attention is raised."""
 

@@ -19,13 +19,15 @@ from weakref import ref
 from protocol.enums import ScsiStatus
 from protocol.scsi.copymanager import (
     Copy,
+    Reach,
     Result,
     destination_backend,
+    may_copy,
+    reachable,
     results_of,
     run,
     source_backend,
     throttles_of,
-    visible_units,
 )
 from protocol.scsi.request import GOOD, Outcome, Request
 from protocol.scsi.sense import CheckCondition, Sense
@@ -154,7 +156,7 @@ def populate_token(unit: "LogicalUnit", request: Request) -> Outcome:
     if timeout_s > MAXIMUM_INACTIVITY_TIMEOUT_S:
         raise _wrong(4)
     ranges = _ranges(unit, data, _POPULATE_HEADER_BYTES)
-    backend = source_backend(unit, request)
+    backend = source_backend(Reach(unit, request.nexus), request)
     list_identifier = int.from_bytes(request.cdb[6:10], "big")
     result = results_of(unit).begin(unit, request.nexus, list_identifier, _POPULATE_TOKEN)
     size = sum(blocks for _, blocks in ranges) * unit.block_size
@@ -205,14 +207,15 @@ def write_using_token(unit: "LogicalUnit", request: Request) -> Outcome | None:
     offset = int.from_bytes(data[8:16], "big")
     given = data[16 : 16 + TOKEN_BYTES]
     ranges = _ranges(unit, data, _WRITE_HEADER_BYTES)
-    destination = destination_backend(unit, request)
+    own = Reach(unit, request.nexus)
+    destination = destination_backend(own, request)
     wanted = sum(blocks for _, blocks in ranges) * unit.block_size
     source: LogicalUnit | None = None
     if int.from_bytes(given[0:4], "big") == BLOCK_DEVICE_ZERO:
         pieces: list[tuple[Backend | None, int, int]] = [(None, 0, wanted)]
     else:
         source, pieces = _pieces(unit, request, given, offset, wanted, delete=bool(data[2] & _DEL_TKN))
-    todo = _pair(unit, pieces, ranges, destination, throttles_of(unit, source))
+    todo = _pair(own, pieces, ranges, destination, throttles_of(unit, source))
     list_identifier = int.from_bytes(request.cdb[6:10], "big")
     result = results_of(unit).begin(unit, request.nexus, list_identifier, _WRITE_USING_TOKEN)
     result.segments = len(ranges)
@@ -239,9 +242,15 @@ def _pieces(
     if source is None or source.backend is not token.backend or source.block_size != token.block_size:
         del _tokens[given[8:16]]
         raise _wrong(16, Sense.TOKEN_REVOKED)
-    if source not in visible_units(unit, request.nexus):
+    own = Reach(unit, request.nexus)
+    reach = own if source is unit else None
+    for each in reachable(unit, request.nexus, source.config.naa) if reach is None else ():
+        if each.unit is source:
+            reach = each
+            break
+    if reach is None or not may_copy(reach, own):
         raise _wrong(16, Sense.TOKEN_UNKNOWN)
-    backend = source_backend(source, request)
+    backend = source_backend(reach, request)
     skip = offset * unit.block_size
     if skip + wanted > sum(blocks for _, blocks in token.ranges) * token.block_size:
         raise _wrong(8)
@@ -261,7 +270,7 @@ def _pieces(
 
 
 def _pair(
-    unit: "LogicalUnit",
+    own: Reach,
     pieces: list[tuple[Backend | None, int, int]],
     ranges: _Ranges,
     destination: Backend,
@@ -271,12 +280,12 @@ def _pair(
     todo: list[Copy] = []
     at, used = 0, 0
     for lba, blocks in ranges:
-        offset, left = lba * unit.block_size, blocks * unit.block_size
+        offset, left = lba * own.unit.block_size, blocks * own.unit.block_size
         while left:
             source, begin, size = pieces[at]
             length = min(left, size - used)
-            durable = not unit.write_cache
-            todo.append(Copy(source, begin + used, unit, destination, offset, length, durable, throttles))
+            copy = Copy(source, begin + used, own, destination, offset, length, own.durable, throttles)
+            todo.append(copy)
             offset += length
             left -= length
             used += length

@@ -15,8 +15,11 @@ from protocol.enums import ScsiStatus
 from protocol.scsi import odx
 from protocol.scsi.copymanager import (
     Copy,
+    Reach,
     Result,
     destination_backend,
+    may_copy,
+    reachable,
     results_of,
     run,
     source_backend,
@@ -30,7 +33,7 @@ from protocol.scsi.odx import (
     write_using_token,
 )
 from protocol.scsi.request import GOOD, Outcome, Request
-from protocol.scsi.sense import CheckCondition, Sense
+from protocol.scsi.sense import CheckCondition, ReservationConflict, Sense
 
 if TYPE_CHECKING:
     from protocol.scsi.device import LogicalUnit
@@ -116,8 +119,8 @@ def extended_copy(unit: "LogicalUnit", request: Request) -> Outcome | None:
         result = results_of(unit).begin(unit, request.nexus, list_identifier, _EXTENDED_COPY)
     try:
         todo = [_resolve(unit, request, descriptors, segment) for segment in segments]
-    except CheckCondition as condition:
-        result.outcome = unit.check(condition)
+    except (CheckCondition, ReservationConflict) as error:
+        result.outcome = unit.failed(request, error)
         raise
     result.segments = len(todo)
     run(unit, request, result, todo)
@@ -183,8 +186,12 @@ def _segment(data: bytes, at: int) -> _Segment:
 
 def _resolve(unit: "LogicalUnit", request: Request, descriptors: list[bytes], segment: _Segment) -> Copy:
     """What a segment copies, in bytes of media; COPY ABORTED if it cannot."""
-    source = _unit_of(unit, request, descriptors, segment.source, segment.at + 4)
-    destination = _unit_of(unit, request, descriptors, segment.destination, segment.at + 6)
+    from_reach = _reach(unit, request, descriptors, segment.source, segment.at + 4)
+    to_reach = _reach(unit, request, descriptors, segment.destination, segment.at + 6)
+    if not may_copy(from_reach, to_reach):
+        at = segment.at + (4 if from_reach.foreign else 6)
+        raise CheckCondition(Sense.UNREACHABLE_COPY_TARGET, field=at, in_segment=True)
+    source, destination = from_reach.unit, to_reach.unit
     length = segment.length
     if segment.blocks is not None:
         length = segment.blocks * (destination if segment.by_destination else source).block_size
@@ -196,21 +203,19 @@ def _resolve(unit: "LogicalUnit", request: Request, descriptors: list[bytes], se
         if begin + length > which.blocks * which.block_size:
             raise CheckCondition(Sense.COPY_ABORTED_NO_ADDITIONAL_SENSE, field=at, in_segment=True)
     return Copy(
-        source_backend(source, request),
+        source_backend(from_reach, request),
         source_offset,
-        destination,
-        destination_backend(destination, request),
+        to_reach,
+        destination_backend(to_reach, request),
         offset,
         length,
-        durable=not destination.write_cache,
+        durable=to_reach.durable,
         throttles=throttles_of(source, destination),
     )
 
 
-def _unit_of(
-    unit: "LogicalUnit", request: Request, descriptors: list[bytes], index: int, at: int
-) -> "LogicalUnit":
-    """The logical unit of a CSCD descriptor, among those that the nexus sees."""
+def _reach(unit: "LogicalUnit", request: Request, descriptors: list[bytes], index: int, at: int) -> Reach:
+    """The logical unit of a CSCD descriptor, among those that the nexus may name."""
     if index >= len(descriptors):
         raise CheckCondition(Sense.UNREACHABLE_COPY_TARGET, field=at, in_segment=True)
     descriptor = descriptors[index]
@@ -222,7 +227,10 @@ def _unit_of(
     designator = descriptor[8 : 8 + min(length, 20)]
     for candidate in visible_units(unit, request.nexus):
         if designator and designator in _designators(candidate, kind):
-            return candidate
+            return Reach(candidate, request.nexus)
+    if kind == _NAA and designator:
+        for reach in reachable(unit, request.nexus, "0x" + designator.hex()):
+            return reach
     raise CheckCondition(Sense.UNREACHABLE_COPY_TARGET, field=at, in_segment=True)
 
 

@@ -56,6 +56,7 @@ from targetd.config.fields import (
 from targetd.config.indexes import (
     TARGETS_BY_NAME,
     credentials_by_tag,
+    extents_by_naa,
     first_group,
     full_name,
     groups_by_portal,
@@ -154,6 +155,7 @@ __all__ = [
     "diff",
     "entries_about",
     "extent_serial_given",
+    "extents_by_naa",
     "first_group",
     "fresh",
     "full_name",

@@ -14,6 +14,7 @@ from targetd.config.resources import (
     AuthCredential,
     Collection,
     Configuration,
+    Extent,
     GlobalConfiguration,
     LunMapping,
     Resource,
@@ -23,11 +24,13 @@ from targetd.config.resources import (
 from targetd.config.versioned import VersionedMap
 
 __all__ = [
+    "EXTENTS_BY_NAA",
     "REFERENCES",
     "REFERRING",
     "TARGETS_BY_NAME",
     "Index",
     "credentials_by_tag",
+    "extents_by_naa",
     "first_group",
     "full_name",
     "groups_by_portal",
@@ -117,6 +120,8 @@ def full_name(globals: GlobalConfiguration, target: Target) -> str:
 
 TARGETS_BY_NAME: Index[str, Target] = Index("targets", full_name, lambda globals: globals.basename)
 """By full iSCSI name, lower case."""
+EXTENTS_BY_NAA: Index[str, Extent] = Index("extents", lambda _, extent: extent.naa or None)
+"""By NAA, as stored: in lower case."""
 _CREDENTIALS_BY_TAG: Index[int, AuthCredential] = Index("credentials", lambda _, user: user.tag)
 
 REFERENCES: Sequence[tuple[Collection, str, Collection]] = tuple(
@@ -167,6 +172,11 @@ def mappings_by_extent(config: Configuration) -> Mapping[int, Sequence[LunMappin
 def credentials_by_tag(config: Configuration) -> Mapping[int, Sequence[AuthCredential]]:
     """Tag → its users, oldest first."""
     return _CREDENTIALS_BY_TAG.of(config)
+
+
+def extents_by_naa(config: Configuration) -> Mapping[str, Sequence[Extent]]:
+    """NAA in lower case → the extent that has it."""
+    return EXTENTS_BY_NAA.of(config)
 
 
 def first_group(config: Configuration, target_id: int) -> TargetGroup | None:

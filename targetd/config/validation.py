@@ -21,6 +21,7 @@ from targetd.config.editing import Change, diff
 from targetd.config.errors import WHOLE, ConfigError, Problem, Where
 from targetd.config.fields import INVALID_CHOICE, REQUIRED, check_value, rules, well_typed
 from targetd.config.indexes import (
+    EXTENTS_BY_NAA,
     REFERENCES,
     REFERRING,
     TARGETS_BY_NAME,
@@ -176,7 +177,7 @@ class _Unique:
 _UNIQUE = (
     _Unique(Index("targets", lambda _, t: t.alias or None), "alias", lambda t: "Target alias already exists"),
     _Unique(Index("extents", lambda _, e: e.name), "name", lambda e: "Extent name must be unique"),
-    _Unique(Index("extents", lambda _, e: e.naa or None), "naa", lambda e: "Extent NAA must be unique"),
+    _Unique(EXTENTS_BY_NAA, "naa", lambda e: "Extent NAA must be unique"),
     _Unique(
         MAPPINGS_AT,
         "lun",

@@ -18,7 +18,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product, starmap
@@ -68,6 +68,7 @@ from targetd.engine.io_engine import IoEngine
 from targetd.engine.media import TRACE_KEPT_AS, Found, Media, OwnFiles, discard, find, place_of, taken
 from targetd.engine.media_probe import Job, MediaProbe
 from targetd.engine.reports import explanation, lun_statuses, session_status, unit_statistics, work_under_way
+from targetd.engine.third_party import units_beyond
 from targetd.engine.throttle import Throttle
 from targetd.interface import (
     SANITIZE_METHODS,
@@ -1041,6 +1042,10 @@ class Runtime:
         sanitize.resume(unit)
         return unit
 
+    def _beyond(self, nexus: Nexus, naa: str) -> Iterator[tuple[LogicalUnit, Nexus]]:
+        """See ``protocol.scsi.device.Target.beyond``."""
+        return units_beyond(self._config, self._targets, self.server.sessions, nexus, naa)
+
     def _target_port_groups(self, nexus: Nexus) -> tuple[int, ...]:
         """The portal groups through which the target of a nexus can be reached."""
         target = target_named(self._config, nexus.target_name)
@@ -1101,6 +1106,7 @@ class Runtime:
             elif target is not None:
                 name = full_name(new.globals, target)
                 self._targets[id] = ScsiTarget(name, units, lane=self._spare_lane, now=time.time)
+                self._targets[id].beyond = self._beyond
             if target is not None:
                 groups = groups_by_target(new).get(id, ())
                 self._targets[id].ports = tuple(sorted({group.portal_id for group in groups}))

@@ -97,9 +97,11 @@ def test_a_file_is_zeroed_by_the_zero_token(initiator: SocketInitiator) -> None:
 def test_a_token_opens_nothing_to_a_session_of_another_target(
     shared_daemon: Daemon, initiator: SocketInitiator
 ) -> None:
+    """Where an extent is kept to its own target; for the rest see ``test_copies_between_targets``."""
     assert initiator.command(*populate_token([(0, 8)], list_id=9)).good
     token = receive_token(initiator, list_id=9)
-    other = shared_daemon.create_disk("odx-other", "1MB")
+    own_target_only = {"iscsi_target_extent_insecure_tpc": False}
+    other = shared_daemon.create_disk("odx-other", "1MB", extent=own_target_only)
     with log_in(shared_daemon, other.iqn, "two") as stranger:
         reply = stranger.command(*write_using_token(token, [(0, 8)]))
         assert (reply.sense_key, reply.additional_sense) == (5, (0x23, 0x04))

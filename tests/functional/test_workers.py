@@ -14,7 +14,19 @@ import pytest
 
 from tests import cdbs
 from tests.daemon import HOST, Daemon, Disk, free_ports
-from tests.functional.sessions import BLOCK, GOOD, attention, capacity, log_in, read, write
+from tests.functional.sessions import (
+    BLOCK,
+    GOOD,
+    attention,
+    capacity,
+    log_in,
+    populate_token,
+    read,
+    receive_token,
+    unit_name,
+    write,
+    write_using_token,
+)
 from tests.functional.test_cluster import (
     KEY_1,
     KEY_2,
@@ -27,6 +39,7 @@ from tests.functional.test_cluster import (
     node,
     out,
 )
+from tests.functional.test_vmware import xcopy
 from tests.initiator import ConnectionClosed, LoginFailed, SocketInitiator
 
 MIB = 1 << 20
@@ -339,6 +352,19 @@ def test_an_extent_shown_by_two_targets_brings_them_into_one_worker(fleet: Daemo
             reply = write(back, 0, bytes(BLOCK), lun=3)
             assert reply.status != GOOD, "one medium, one reservation"
             assert held(s2) == (KEY_1, WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
+
+
+def test_a_copy_does_not_reach_into_another_worker(fleet: Daemon) -> None:
+    """The initiator learns that it must copy by itself; a process reaches its own media only."""
+    one, two = two_apart(fleet)
+    with log_in(fleet, one.iqn) as source, log_in(fleet, two.iqn) as destination:
+        assert write(source, 0, b"\x01" * BLOCK).good
+        reply = source.command(*xcopy(unit_name(source), unit_name(destination), [(0, 0, 1)]))
+        assert (reply.sense_key, reply.additional_sense) == (0x0A, (0x08, 0x04))
+        assert source.command(*populate_token([(0, 1)])).good
+        reply = destination.command(*write_using_token(receive_token(source), [(0, 1)]))
+        assert (reply.sense_key, reply.additional_sense) == (0x05, (0x23, 0x04))
+        assert read(destination, 0, 1) == bytes(BLOCK)
 
 
 def test_stopping_the_service_ends_the_sessions_of_all_workers(shared_fleet: Daemon) -> None:

@@ -246,6 +246,9 @@ def test_reservations_and_write_protection_of_the_destination_hold() -> None:
     assert pair.other.admit(reserve) is None
     pair.other.submit(reserve)
     assert pair.run(*command).status == ScsiStatus.RESERVATION_CONFLICT
+    assert pair.run(*command).status == ScsiStatus.RESERVATION_CONFLICT, "its list identifier is free again"
+    pair.target.detach(holder)
+    assert pair.run(*command).status == GOOD
 
 
 def test_a_failing_medium_ends_the_copy_with_its_own_sense() -> None:
