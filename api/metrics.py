@@ -120,6 +120,7 @@ _PROCESS: Final[Sequence[_Family]] = (
     _counter("iscsi_worker_cpu_seconds", "User and system time of this process.", lambda p: p.cpu_s),
     _gauge("iscsi_worker_resident_memory_bytes", "Resident memory.", lambda p: p.resident_bytes),
     _gauge("iscsi_worker_open_fds", "File descriptors open.", lambda p: p.descriptors),
+    _gauge("iscsi_worker_told_seconds", "Age of its figures; 0: it answers.", lambda p: p.told_s),
     _gauge("iscsi_worker_loop_lag_seconds", "How late its event loop was last.", lambda p: p.loop_lag_s),
 )
 

@@ -81,6 +81,8 @@ class SessionStatus:
     bytes_written: int
     age_s: float
     idle_s: float
+    told_s: float = 0.0
+    """How long ago this was so: more than 0 while its worker process does not answer."""
 
 
 LATENCY_BOUNDS_S: tuple[float, ...] = tuple(2.0**exponent * 1e-6 for exponent in range(26))
@@ -192,6 +194,9 @@ class ProcessStatistics:
     loop_lag_longest_s: float = 0.0
     restarts: int = 0
     """Since the daemon started."""
+    told_s: float = 0.0
+    """How long ago the figures of this process, and of its units and sessions, were so: more than 0 while it
+    does not answer."""
 
 
 @dataclass(frozen=True, slots=True)

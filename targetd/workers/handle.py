@@ -36,9 +36,15 @@ from targetd.workers.messages import (
     Start,
 )
 
-__all__ = ["Change", "Owner", "WorkerError", "WorkerGoneError", "WorkerHandle"]
+__all__ = ["Change", "Owner", "WorkerError", "WorkerGoneError", "WorkerHandle", "WorkerSilentError"]
 
 log = logging.getLogger("targetd.workers")
+
+SIGN_S = 0.8
+"""How long a worker has for a sign of life. It answers between two pieces of work, however long that is, so
+one that does not is stopped, or waits in a system call."""
+SIGNS_APART_S = 0.5
+"""Before one that was there a moment ago, and is still at it, is asked for another."""
 
 KILL_S = 1.0
 """How long the end of a process that was killed is waited for."""
@@ -59,6 +65,10 @@ class WorkerGoneError(Exception):
 
 class WorkerError(Exception):
     """Something went wrong in a worker, which has logged it."""
+
+
+class WorkerSilentError(Exception):
+    """The process is there, and gives no sign of life."""
 
 
 @dataclass(slots=True)
@@ -113,6 +123,13 @@ class WorkerHandle:
         """Session id → initiator."""
         self.portals: tuple[PortalStatistics, ...] = ()
         """As it told last."""
+        self.silent_since: float | None = None
+        """When it was last heard, on the loop's clock, if it was asked for a sign of life and gave none."""
+        self.said: dict[str, tuple[float, Any]] = {}
+        """Question → when it was last answered, and how: shown while it is silent."""
+        self.statuses: dict[int, str] = {}
+        """Extent → its status, as it told last."""
+        self._heard_at = 0.0
         self._owner = owner
         self._loop = loop
         self._seats = seats
@@ -146,6 +163,9 @@ class WorkerHandle:
         self.starts += 1
         self.started_at = self._loop.time()
         self.unanswered = 0
+        self._heard_at, self.silent_since = self.started_at, None
+        self.said.clear()
+        self.statuses.clear()
         self._link = Link(self._loop, ours, self._received, self._lost)
         self._link.send(start)
 
@@ -200,6 +220,45 @@ class WorkerHandle:
         self._link.send(Ask(self._last, what, arguments))
         return future
 
+    async def attend(self, future: asyncio.Future[Any]) -> None:
+        """Wait until something that was asked is answered, as long as the process gives signs of life.
+
+        Raises:
+            WorkerSilentError: it gives none; from then on at once, until it does.
+        """
+        while not future.done():
+            if self.silent_since is not None:
+                raise WorkerSilentError(f"worker process {self.index} does not answer")
+            asked_at = self._loop.time()
+            sign = self.ask("alive")
+            await asyncio.wait((future, sign), timeout=SIGN_S, return_when=asyncio.FIRST_COMPLETED)
+            if not future.done() and not sign.done() and self._heard_at < asked_at:
+                if self.silent_since is None:
+                    self.silent_since = self._heard_at
+                    log.error(
+                        "worker process %d (process %d) does not answer; what it said last is shown, and "
+                        "changes that concern it are refused until it does",
+                        self.index,
+                        self.pid,
+                    )
+                continue
+            await asyncio.wait((future,), timeout=SIGNS_APART_S)
+
+    async def ready_for_change(self) -> None:
+        """Wait until it has ended what it was told before and answers.
+
+        Raises:
+            WorkerSilentError: it does not.
+        """
+        await self.attend(self.ask("alive"))
+        if self._change is not None:
+            await self.attend(self._change.over)
+
+    @property
+    def silence_s(self) -> float:
+        """For how long it has given no sign of life; 0: it answers, as far as is known."""
+        return 0.0 if self.silent_since is None else self._loop.time() - self.silent_since
+
     def change(
         self, delta: Delta, discard_files: frozenset[int], clone_of: int | None, force: bool
     ) -> Change:
@@ -237,6 +296,10 @@ class WorkerHandle:
 
     def _received(self, message: object, descriptor: int) -> None:
         self.unanswered = 0
+        self._heard_at = self._loop.time()
+        if self.silent_since is not None:
+            log.warning("worker process %d answers again, after %.1f s", self.index, self.silence_s)
+            self.silent_since = None
         _RECEIVED[type(message)](self, message)
 
     def _answered(self, answer: Answer) -> None:

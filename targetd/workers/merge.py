@@ -2,12 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from targetd.interface import Latency, PortalStatistics, ProcessStatistics, Statistics
 from targetd.workers.handle import WorkerHandle
 
-__all__ = ["merged", "with_base"]
+__all__ = ["Counted", "merged", "with_base"]
+
+
+class Counted(NamedTuple):
+    """What one worker has told."""
+
+    member: WorkerHandle
+    statistics: Statistics
+    age_s: float
+    """How long ago; 0: just now."""
 
 
 def _sum(one: Any, other: Any) -> Any:
@@ -34,17 +43,19 @@ def with_base(portal: PortalStatistics, base: PortalStatistics | None) -> Portal
 
 def merged(
     front: Statistics,
-    counted: Sequence[tuple[WorkerHandle, Statistics]],
+    counted: Sequence[Counted],
     base: Iterable[PortalStatistics],
     members: Iterable[WorkerHandle],
 ) -> Statistics:
     """The front's and the workers', as one. Of the loops the worst is told."""
     portals = {portal.id: portal for portal in front.portals}
-    told = [statistics for _, statistics in counted]
+    told = [each.statistics for each in counted]
     for portal in (*(portal for each in told for portal in each.portals), *base):
         if portal.id in portals:
             portals[portal.id] = _added(portals[portal.id], portal)
-    processes = {member.index: each.processes[0] for member, each in counted}
+    processes = {
+        each.member.index: replace(each.statistics.processes[0], told_s=each.age_s) for each in counted
+    }
     return replace(
         front,
         units=tuple(unit for each in told for unit in each.units),

@@ -69,6 +69,8 @@ class Plan:
     targets: dict[int, int] = field(default_factory=dict)
     """New target → its worker."""
     extents: dict[int, int] = field(default_factory=dict)
+    silent: frozenset[int] = frozenset()
+    """Workers that get nothing new."""
 
 
 def _linked(configs: Iterable[Configuration], target_id: int) -> Part:
@@ -116,17 +118,19 @@ class Placement:
         changes: Changes,
         connections: Callable[[int], int] = lambda target_id: 0,
         clone_of: int | None = None,
+        silent: frozenset[int] = frozenset(),
     ) -> Plan:
         """Who shall have what is new, and what has to move before.
 
         Args:
             connections: how many a target has.
             clone_of: an extent; a new one that is not linked goes to its worker.
+            silent: workers that do not answer: what is new goes to others.
 
         Raises:
             ConfigError: what the change links cannot come together.
         """
-        plan = Plan()
+        plan = Plan(silent=silent)
         loads = Counter(self.targets.values()) + Counter(self.extents.values())
         done: set[int] = set()
         for target_id in sorted(
@@ -175,7 +179,7 @@ class Placement:
         elif clone_of is not None and clone_of in self.extents:
             owner = self.extents[clone_of]
         else:
-            owner = min(self._workers, key=lambda worker: loads[worker])
+            owner = min(self._workers, key=lambda worker: (worker in plan.silent, loads[worker]))
         for source in sorted(weights.keys() - {owner}):
             there = Part(
                 frozenset(id for id in part.targets if self.targets.get(id) == source),

@@ -16,7 +16,7 @@ import asyncio
 import itertools
 import logging
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -55,9 +55,17 @@ from targetd.net.admission import Admission
 from targetd.net.inherited_sockets import Listeners
 from targetd.net.loop import Loop
 from targetd.persistence.interface import UNITS, Persistence, Records, StoreError
-from targetd.workers.handle import Change, Owner, WorkerError, WorkerGoneError, WorkerHandle, status_in_words
+from targetd.workers.handle import (
+    Change,
+    Owner,
+    WorkerError,
+    WorkerGoneError,
+    WorkerHandle,
+    WorkerSilentError,
+    status_in_words,
+)
 from targetd.workers.handover import FrontSessions, LoginChannel
-from targetd.workers.merge import merged, with_base
+from targetd.workers.merge import Counted, merged, with_base
 from targetd.workers.messages import Adopt, Delta, Persist, Start
 from targetd.workers.placement import Move, Placement, Plan, coming, leaving, share_of_front
 from targetd.workers.quota import SessionQuota, make_file
@@ -469,10 +477,13 @@ class Supervisor(Owner):
         Under the lock."""
         changes = diff(old, new)
         await self._rivals.check(old, changes)
-        plan = self._shares.plan(old, new, changes, self._connections, clone_of)
+        silent = frozenset(member.index for member in self._present() if member.silent_since is not None)
+        plan = self._shares.plan(old, new, changes, self._connections, clone_of, silent)
+        await self._ready(index for move in plan.moves for index in (move.source, move.destination))
         for move in plan.moves:
             await self._move(move)
         deltas = self._shares.deltas(old, new, changes, plan)
+        await self._ready(deltas)
         absent = [self._members[index] for index in deltas if not self._members[index].up.is_set()]
         # One that is not there begins with what is in force then. Only media that are to be opened
         # now have to wait for it.
@@ -483,6 +494,21 @@ class Supervisor(Owner):
             if self._rivals.any:
                 await self._rivals.settle()
         return awaited
+
+    async def _ready(self, indices: Iterable[int]) -> None:
+        """See that workers that a change concerns can be told of it.
+
+        Raises:
+            ConfigError: one does not answer.
+        """
+        members = [self._members[index] for index in set(indices)]
+        for result in await asyncio.gather(
+            *(member.ready_for_change() for member in members if member.up.is_set()), return_exceptions=True
+        ):
+            if isinstance(result, WorkerSilentError):
+                raise _silent(result)
+            if isinstance(result, BaseException):
+                raise result
 
     async def _wait_for(self, member: WorkerHandle, deadline: float) -> None:
         try:
@@ -510,15 +536,12 @@ class Supervisor(Owner):
             cloned = clone_of if clone_of is not None and shares.extents.get(clone_of) == index else None
             work[member] = member.change(delta, discarded, cloned, force)
         try:
-            if work:
-                await asyncio.wait([change.prepared for change in work.values()])
-            for change in work.values():
-                _in_words(change.prepared)
+            await asyncio.gather(*(_prepared(member, change) for member, change in work.items()))
             self._saver.whole = old, new
             await self.front.carry_out(share_of_front(new))
         except BaseException:
             for member, change in work.items():
-                if change.prepared.exception() is None:
+                if not change.prepared.done() or change.prepared.exception() is None:
                     member.decide(False)
             await _over(work)
             raise
@@ -527,7 +550,9 @@ class Supervisor(Owner):
         shares.carried_out(plan, diff(old, new))
         await _over(work)
         for member, change in work.items():
-            if (error := change.over.exception()) is not None:
+            if not change.over.done():
+                log.error("%r was silenced while it carried out a change: it does so when it goes on", member)
+            elif (error := change.over.exception()) is not None:
                 log.error("%r did not carry out what was decided: %s", member, error)
         self._kept.forget(old.extents.keys() - new.extents.keys())
         self._in_force(new)
@@ -553,14 +578,14 @@ class Supervisor(Owner):
         states: Mapping[int, Any] = {}
         try:
             if source.up.is_set():
-                states = await source.ask("hand_on", leaving(config, part))
+                states = await self._of_move(source, "hand_on", leaving(config, part))
         except (WorkerGoneError, WorkerError) as error:
             log.error("%s", error)
         self._shares.moved(move)
         kept = self._kept.items_of(part.extents)
         try:
             if destination.up.is_set():
-                await destination.ask("take_over", coming(config, part), kept, states, False)
+                await self._of_move(destination, "take_over", coming(config, part), kept, states, False)
         except (WorkerGoneError, WorkerError) as error:
             log.error("%s", error)
         self._moving -= part.targets
@@ -568,6 +593,17 @@ class Supervisor(Owner):
         for channel, target_id in parked:
             if channel.fd >= 0:
                 self._hand_over(channel, target_id)
+
+    async def _of_move(self, member: WorkerHandle, what: str, *arguments: Any) -> Any:
+        """One side of a move. A worker that falls silent in the middle is ended: were it to go on later, two
+        would have the same media."""
+        future = member.ask(what, *arguments)
+        try:
+            await member.attend(future)
+        except WorkerSilentError:
+            log.error("%r fell silent while it handed on or took over; it is ended", member)
+            await member.end()
+        return await future
 
     # -- questions ----------------------------------------------------------------------------
 
@@ -595,14 +631,16 @@ class Supervisor(Owner):
                 return "There is no such extent."
             member = self._members[owner]
             try:
-                answer: str = await asyncio.wait_for(member.ask("adopt_medium", extent_id), ADOPT_S)
-            except (WorkerGoneError, WorkerError, TimeoutError):
+                answered = member.ask("adopt_medium", extent_id)
+                await asyncio.wait_for(member.attend(answered), ADOPT_S)
+                answer: str = answered.result()
+            except (WorkerGoneError, WorkerError, WorkerSilentError, TimeoutError):
                 return "Its worker process does not answer; try again later."
             return answer
 
     async def look_again(self, path: str = "") -> None:
         """See ``Engine.look_again``: a medium may take its time to answer."""
-        looking = (member.ask("look_again", path) for member in self._present())
+        looking = (self._ask(member, "look_again", path, limit_s=ADOPT_S) for member in self._present())
         await asyncio.gather(*looking, return_exceptions=True)
 
     async def extent_statuses(self, extent_ids: Collection[int]) -> dict[int, str]:
@@ -614,18 +652,30 @@ class Supervisor(Owner):
         for id in extent_ids:
             if id in self._shares.extents:
                 asked.setdefault(self._shares.extents[id], []).append(id)
-        for answer in await asyncio.gather(
-            *(self._ask(self._members[index], "extent_statuses", ids) for index, ids in asked.items())
+        for index, answer in zip(
+            asked,
+            await asyncio.gather(
+                *(self._ask(self._members[index], "extent_statuses", ids) for index, ids in asked.items())
+            ),
+            strict=True,
         ):
-            found |= answer or {}
+            member = self._members[index]
+            if answer is not None:
+                member.statuses |= answer
+                found |= answer
+            elif member.silent_since is not None:
+                found |= {id: _as_told(member, id) for id in asked[index]}
         return found
 
     async def _of_all_soon(self, what: str, *arguments: Any) -> list[Any]:
         """The answers of all workers that are there and at it: a change does not wait for one that hangs."""
-        asked = [asyncio.ensure_future(member.ask(what, *arguments)) for member in self._present()]
+        asked = [self._loop.create_task(self._ask(member, what, *arguments)) for member in self._present()]
         if asked:
             await asyncio.wait(asked, timeout=SOON_S)
-        return [each.result() for each in asked if each.done() and each.exception() is None]
+        for late in asked:
+            late.cancel()
+        answers = [each.result() for each in asked if each.done() and each.exception() is None]
+        return [answer for answer in answers if answer is not None]
 
     async def _withhold(self, extent_id: int, reason: str) -> None:
         owner = self._shares.extents.get(extent_id)
@@ -636,17 +686,30 @@ class Supervisor(Owner):
         async with self._lock:
             await self._rivals.settle()
 
-    async def _ask(self, member: WorkerHandle, what: str, *arguments: Any) -> Any:
+    async def _ask(self, member: WorkerHandle, what: str, *arguments: Any, limit_s: float = ANSWER_S) -> Any:
         """One worker's answer; None: it is not there, or does not answer."""
-        if not member.up.is_set():
+        if not member.up.is_set() or member.silent_since is not None:
             return None
+        future = member.ask(what, *arguments)
         try:
-            return await asyncio.wait_for(member.ask(what, *arguments), ANSWER_S)
-        except WorkerGoneError:
+            await asyncio.wait_for(member.attend(future), limit_s)
+            return future.result()
+        except (WorkerGoneError, WorkerSilentError):
             return None
         except TimeoutError:
             log.error("worker process %d does not answer (%s)", member.index, what)
             return None
+
+    async def _ask_or_last(self, member: WorkerHandle, what: str) -> tuple[Any, float]:
+        """One worker's answer, or its last one, and how old it is in seconds; None: there is neither."""
+        answer = await self._ask(member, what)
+        if answer is not None:
+            member.said[what] = self._loop.time(), answer
+            return answer, 0.0
+        if member.silent_since is None or what not in member.said:
+            return None, 0.0
+        at, answer = member.said[what]
+        return answer, self._loop.time() - at
 
     def portal_status(self, portal_id: int) -> str:
         return self.front.portal_status(portal_id)
@@ -656,28 +719,47 @@ class Supervisor(Owner):
 
     async def sessions(self) -> list[SessionStatus]:
         sessions = await self.front.sessions()
-        for answer in await self._of_all("sessions"):
-            sessions += answer
+        for answer, age in await asyncio.gather(
+            *(self._ask_or_last(member, "sessions") for member in self._present())
+        ):
+            sessions += [replace(each, told_s=age) for each in answer or ()] if age else answer or ()
         return sessions
+
+    def _refuse_if_silent(self, session_id: int) -> None:
+        """ConfigError if a session is one of a worker that does not answer."""
+        for member in self._present():
+            if session_id in member.sessions and member.silent_since is not None:
+                error = WorkerSilentError(f"worker process {member.index} does not answer")
+                raise _silent(error)
 
     async def drop(self, session_id: int, reason: str) -> bool:
         if await self.front.drop(session_id, reason):
             return True
-        return any(await self._of_all("drop", session_id, reason))
+        if any(await self._of_all("drop", session_id, reason)):
+            return True
+        self._refuse_if_silent(session_id)
+        return False
 
     async def negotiate(self, session_id: int) -> bool:
         if await self.front.negotiate(session_id):
             return True
-        return any(await self._of_all("negotiate", session_id))
+        if any(await self._of_all("negotiate", session_id)):
+            return True
+        self._refuse_if_silent(session_id)
+        return False
 
     async def statistics(self) -> Statistics:
         own = await self.front.statistics()
         present = self._present()
-        answers = await asyncio.gather(*(self._ask(member, "statistics") for member in present))
-        counted = [pair for pair in zip(present, answers, strict=True) if pair[1] is not None]
-        for member, answer in counted:
-            if member.up.is_set():  # still
-                member.portals = answer.portals
+        answers = await asyncio.gather(*(self._ask_or_last(member, "statistics") for member in present))
+        counted = [
+            Counted(member, answer, age)
+            for member, (answer, age) in zip(present, answers, strict=True)
+            if answer is not None
+        ]
+        for each in counted:
+            if each.member.up.is_set():  # still
+                each.member.portals = each.statistics.portals
         return merged(own, counted, self._base.values(), self._members.values())
 
     async def login_failures(self) -> list[LoginFailure]:
@@ -688,9 +770,11 @@ class Supervisor(Owner):
     async def explain(
         self, initiator_name: str, address: str, target: str = "", portal_id: int | None = None
     ) -> list[Explanation]:
-        found = self._unexplained(target.lower(), portal_id)
+        found: list[Explanation] = []
         for answer in await self._of_all("explain", initiator_name, address, target, portal_id):
             found += answer
+        told = {each.target_id for each in found}
+        found += [each for each in self._unexplained(target.lower(), portal_id) if each.target_id not in told]
         found = [self._behind_portal(each) for each in found]
         portals = {id: at for at, id in enumerate(self._config.portals)}
         targets = {id: at for at, id in enumerate(self._config.targets)}
@@ -706,6 +790,13 @@ class Supervisor(Owner):
         reason = f"{explanation.reason}, but {obstacle}"
         return replace(explanation, allowed=False, reason=reason, authentication="", luns=())
 
+    def _why_unexplained(self, target_id: int) -> str:
+        """Why the worker of a target says nothing; empty: it does."""
+        if (obstacle := self._obstacle(target_id)) is not None:
+            return obstacle.reason
+        silence_s = self._owner(target_id).silence_s
+        return _silence(self.owner(target_id), silence_s) if silence_s else ""
+
     def _unexplained(self, wanted: str, portal_id: int | None) -> list[Explanation]:
         """What there is to say of targets whose worker is not there."""
         return [
@@ -715,14 +806,14 @@ class Supervisor(Owner):
                 target_id=target.id,
                 target_name=full_name(self._config.globals, target),
                 allowed=False,
-                reason=obstacle.reason,
+                reason=obstacle,
                 authentication="",
                 discovered=False,
                 luns=(),
             )
             for target in self._config.targets.values()
             if wanted in ("", full_name(self._config.globals, target), target.name.lower())
-            and (obstacle := self._obstacle(target.id)) is not None
+            and (obstacle := self._why_unexplained(target.id))
             for portal in self._config.portals.values()
             if portal_id in (None, portal.id)
         ]
@@ -775,16 +866,40 @@ def _paths(own_files: OwnFiles) -> tuple[str, ...]:
     return tuple(map(str, (own_files.state_directory, *own_files.files)))
 
 
+def _silence(index: int, seconds: float) -> str:
+    return f"its worker process {index} has not answered for {seconds:.0f} s"
+
+
+def _as_told(member: WorkerHandle, extent_id: int) -> str:
+    """The status of an extent of a worker that does not answer."""
+    last = member.statuses.get(extent_id)
+    return _silence(member.index, member.silence_s) + (f"; before that: {last}" if last else "")
+
+
 async def _over(work: Mapping[WorkerHandle, Change]) -> None:
-    """Wait until it is, however it ends."""
-    if work:
-        await asyncio.wait([change.over for change in work.values()])
+    """Wait until it is, however it ends; not for who gives no sign of life."""
+    await asyncio.gather(
+        *(member.attend(change.over) for member, change in work.items()), return_exceptions=True
+    )
 
 
-def _in_words(prepared: Awaitable[None]) -> None:
-    """Raises what kept a worker from preparing a change, as who asked for the change can read it."""
-    assert isinstance(prepared, asyncio.Future)
+async def _prepared(member: WorkerHandle, change: Change) -> None:
+    """Wait until a worker has prepared a change.
+
+    Raises:
+        ConfigError: what kept it from that, as who asked for the change can read it.
+        WorkerError: it has logged what.
+    """
     try:
-        prepared.result()
+        await member.attend(change.prepared)
+    except WorkerSilentError as error:
+        raise _silent(error) from None
+    try:
+        change.prepared.result()
     except WorkerGoneError as error:
         raise ConfigError.one("extents", WHOLE, f"{error}; try again.") from None
+
+
+def _silent(error: WorkerSilentError) -> ConfigError:
+    message = f"{str(error).capitalize()}, and this concerns it: nothing was changed; try again later."
+    return ConfigError.one("extents", WHOLE, message)

@@ -94,9 +94,13 @@ class _Front:
         self._keeping: dict[int, asyncio.Future[str]] = {}
         self._last = 0
 
+    def begin_change(self) -> None:
+        """A change begins; what becomes of it may be known before it is prepared."""
+        self._decision = self._loop.create_future()
+
     async def save(self, old: Configuration, new: Configuration) -> None:
         """All here is prepared: what of the others, and the store?"""
-        self._decision = self._loop.create_future()
+        assert self._decision is not None
         self._link.send(Prepared())
         if not await self._decision:
             raise _AbandonedError
@@ -160,6 +164,8 @@ class _Worker:
     def received(self, message: object, descriptor: int) -> None:
         """A message of the front."""
         if isinstance(message, Ask):
+            if message.what == "change":
+                self.front.begin_change()
             self._run(self._answer(message))
         elif isinstance(message, Adopt):
             self._adopt(message, descriptor)

@@ -381,6 +381,65 @@ def test_stopping_the_service_ends_the_sessions_of_all_workers(shared_fleet: Dae
         daemon.delete_disk(disk)
 
 
+def test_a_stopped_worker_holds_up_only_what_concerns_it(fleet: Daemon) -> None:
+    """What it said last is shown with its age; who asks again does not wait again; others change."""
+    daemon = fleet
+    one, two = two_apart(daemon)
+    initiators = [log_in(daemon, disk.iqn, "stays") for disk in (one, two)]
+    extents = {disk: f"services/iscsi/extent/{disk.extent_id}/" for disk in (one, two)}
+    assert daemon.expect(200, "GET", extents[one])["iscsi_target_extent_status"] == "ok"
+    assert {session["told_s"] for session in sessions(daemon)} == {0}
+    index = worker_of(daemon, one)
+    stopped = pids(daemon)[index]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        since = len(daemon.lines)
+        for _ in range(3):
+            status = daemon.expect(200, "GET", extents[one])["iscsi_target_extent_status"]
+            assert re.fullmatch(
+                rf"its worker process {index} has not answered for \d+ s; before that: ok", status
+            )
+            assert daemon.expect(200, "GET", extents[two])["iscsi_target_extent_status"] == "ok"
+            told = {session["target_name"]: session["told_s"] for session in sessions(daemon)}
+            assert (told[one.iqn] > 0, told[two.iqn]) == (True, 0)
+            figures = statistics(daemon)
+            assert {unit["extent"] for unit in figures["units"]} == {"one", "two"}
+            ages = {int(process["name"]): process["told_s"] for process in figures["processes"]}
+            assert {number for number, age in ages.items() if age > 0} == {index}
+            peer = f"initiator={initiators[0].initiator_name}&address={HOST}"
+            (explained,) = daemon.expect(200, "GET", f"services/iscsi/explain/?{peer}&target={one.iqn}")
+            assert not explained["allowed"]
+            assert "has not answered for" in explained["reason"]
+
+        for path, body in (
+            (extents[one], {"iscsi_target_extent_filesize": "16MB"}),
+            ("services/iscsi/globalconfiguration/", {"iscsi_pool_avail_threshold": 70}),
+        ):
+            refused = daemon.expect(409, "PUT", path, body)
+            assert f"Worker process {index} does not answer" in str(refused)
+        body = daemon.expect(202, "PUT", extents[two], {"iscsi_target_extent_filesize": "16MB"})
+        assert body["iscsi_target_extent_status"] == "ok"
+        assert attention(initiators[1]) == CAPACITY_CHANGED
+        new = [daemon.create_disk(f"new{number}", "8MB") for number in range(2)]
+        for disk in new:
+            assert worker_of(daemon, disk) != index, "what is new goes to workers that answer"
+        silences = [line for line in daemon.lines[since:] if f"worker process {index} (" in line]
+        assert len(silences) == 1, "that it is silent was found out once, and nobody waited for it again"
+    finally:
+        since = len(daemon.lines)
+        os.kill(stopped, signal.SIGCONT)
+    daemon.wait_for_line(f"worker process {index} answers again", since=since)
+    assert daemon.expect(200, "GET", extents[one])["iscsi_target_extent_status"] == "ok"
+    assert {session["told_s"] for session in sessions(daemon)} == {0}
+    assert capacity(initiators[0]) == 8 * MIB, "what was refused was not done later"
+    daemon.expect(202, "PUT", extents[one], {"iscsi_target_extent_filesize": "16MB"})
+    assert attention(initiators[0]) == CAPACITY_CHANGED
+    for number, initiator in enumerate(initiators):
+        assert write(initiator, 8, bytes((number + 1,)) * 4096).good
+        assert read(initiator, 8, 8) == bytes((number + 1,)) * 4096
+        initiator.close()
+
+
 def test_explain_shows_the_luns_of_every_worker(shared_fleet: Daemon) -> None:
     daemon = shared_fleet
     disks = [daemon.create_disk(f"shown{number}", "1MB") for number in range(2)]

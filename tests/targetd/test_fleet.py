@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from targetd.config import (
     fresh,
     make_naa,
     next_id,
+    replace_object,
 )
 from targetd.net.loop import Loop
 from targetd.persistence.interface import StoreError
@@ -31,6 +32,7 @@ from tests.daemon import HOST, free_ports
 from tests.initiator import SocketInitiator
 
 WORKERS = 2
+PREFIX = "iqn.2011-03.org.example.istgt"
 
 
 class FailingStore:
@@ -220,6 +222,45 @@ def test_a_worker_that_hangs_is_ended_and_started_again(tmp_path: Path) -> None:
                 ("worker.start", int(victim.name)),
             ]
             assert told[0].data["status"] == "killed by SIGKILL"
+
+    run(work)
+
+
+def test_a_change_under_which_a_worker_stops_is_undone_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the change and that it is not to be at the same time."""
+    site = Site(tmp_path)
+
+    async def unasked(fleet: Supervisor, indices: Iterable[int]) -> None:
+        """It stopped a moment after it was asked."""
+
+    def rename(config: Configuration) -> Configuration:
+        return replace_object(config, "targets", replace(config.targets[1], name="renamed"))
+
+    async def work() -> None:
+        async with site.up() as (fleet, _):
+            await fleet.apply(site.disks(2))
+            assert {fleet.owner(1), fleet.owner(2)} == {1, 2}
+            before = fleet.configuration
+            processes = (await fleet.statistics()).processes
+            stopped = next(process for process in processes if process.name == str(fleet.owner(1)))
+            os.kill(stopped.pid, signal.SIGSTOP)
+            try:
+                with monkeypatch.context() as patched:
+                    patched.setattr(Supervisor, "_ready", unasked)
+                    with pytest.raises(ConfigError, match=f"process {stopped.name} does not answer"):
+                        await fleet.apply(rename)
+                assert fleet.configuration is before
+            finally:
+                os.kill(stopped.pid, signal.SIGCONT)
+            while (await fleet.statistics()).processes[int(stopped.name) - 1].told_s:
+                pass
+            peer = "iqn.2026-11.example:y", "127.0.0.1"
+            assert [each.target_name for each in await fleet.explain(*peer, f"{PREFIX}:disk1")]
+            assert not await fleet.explain(*peer, f"{PREFIX}:renamed")
+            await fleet.apply(rename)
+            assert [each.allowed for each in await fleet.explain(*peer, f"{PREFIX}:renamed")] == [True]
 
     run(work)
 
