@@ -21,6 +21,7 @@ from api.openapi import Documents
 from api.origin import refuse_other_sites
 from api.resources.authcredential import AuthCredentialResource
 from api.resources.authorizedinitiator import AuthorizedInitiatorResource
+from api.resources.config import ConfigResource
 from api.resources.diagnosis import DiagnosisResource
 from api.resources.events import EventsResource
 from api.resources.extent import ExtentResource
@@ -99,9 +100,11 @@ def make_app(
     app[PAGE_SIZE] = page_size
     events = EventsResource(engine)
     app.on_shutdown.append(events.close)
+    collections = [collection(engine) for collection in COLLECTIONS]
     every: list[Registrable] = [
         GlobalConfigurationResource(engine),
-        *(collection(engine) for collection in COLLECTIONS),
+        *collections,
+        ConfigResource(engine, collections),
         SessionResource(engine),
         DiagnosisResource(engine),
         events,

@@ -19,6 +19,8 @@ __all__ = [
     "content_range",
     "content_type",
     "filters",
+    "flagged",
+    "forced",
     "matches",
     "page",
     "read_object",
@@ -130,17 +132,26 @@ def _number(query: Mapping[str, str], name: str) -> int | None:
     return int(text)
 
 
-def forced(request: web.Request) -> bool:
-    """Whether a change is to be made though initiators rely on what there is (``?force=1``).
+def flagged(request: web.Request, name: str) -> bool:
+    """Whether a query key says yes (``?force=1``).
 
     Raises:
         BadRequestError: it says neither yes nor no.
     """
-    text = request.query.get("force", "0")
+    text = request.query.get(name, "0")
     try:
         return bool(coerce(bool, text))
     except ValueError:
-        raise BadRequestError(f"Invalid force '{text[:40]}' provided. Use 1 or 0.") from None
+        raise BadRequestError(f"Invalid {name} '{text[:40]}' provided. Use 1 or 0.") from None
+
+
+def forced(request: web.Request) -> bool:
+    """Whether a change is to be made though initiators rely on what there is.
+
+    Raises:
+        BadRequestError: it says neither yes nor no.
+    """
+    return flagged(request, "force")
 
 
 _RANGE: Final = re.compile(r"items=([0-9]{1,18})-([0-9]{1,18})")

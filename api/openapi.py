@@ -15,6 +15,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from api.bodies import DEFAULT_LIMIT
+from api.document import schemas as document_schemas
 from api.fields import DECLARATIONS
 from api.resources.collection import PREFIX
 from api.resources.system import HEALTH_PATH
@@ -69,6 +70,18 @@ _PARAMETERS: Final[dict[str, Any]] = {
         "in": "query",
         "description": "1: change the block size, medium or size of an extent though initiators that are "
         "logged in rely on it. Commands under way are ended, and all are told by unit attention.",
+        "schema": {"type": "integer", "enum": [0, 1], "default": 0},
+    },
+    "dry_run": {
+        "name": "dry_run",
+        "in": "query",
+        "description": "1: say what would change, or be refused, and change nothing.",
+        "schema": {"type": "integer", "enum": [0, 1], "default": 0},
+    },
+    "delete": {
+        "name": "delete",
+        "in": "query",
+        "description": "1: delete what the document does not name; files stay.",
         "schema": {"type": "integer", "enum": [0, 1], "default": 0},
     },
     "initiator": {
@@ -301,6 +314,7 @@ def document(router: Router, version: str) -> dict[str, Any]:
     schemas: dict[str, Any] = {}
     for declaration in DECLARATIONS:
         schemas.update(declaration.schemas())
+    schemas.update(document_schemas())
     schemas["Session"] = {**_plain_schema(SessionStatus), "description": "Ages in seconds, lengths in bytes."}
     schemas["LoginFailure"] = _plain_schema(LoginFailure)
     schemas["Explanation"] = _plain_schema(Explanation)

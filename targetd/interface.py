@@ -553,6 +553,14 @@ class Engine(Protocol):
                 address cannot be bound, an initiator relies on what there is); nothing has changed.
         """
 
+    def foresee(self, edit: Edit, *, force: bool = False) -> Awaitable[None]:
+        """Judge an edit as ``apply`` does, and change nothing: the configuration as a whole, where extents
+        are and what is there. Whether there will be room and an address can be bound is not foreseen.
+
+        Raises:
+            ConfigError: as ``apply``.
+        """
+
     def sanitize(self, extent_id: int, method: str, passes: int = 1) -> Awaitable["Work | str"]:
         """Begin to make everything on an extent unreadable; it goes on to its end, over restarts too.
 

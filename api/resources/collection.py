@@ -215,10 +215,7 @@ class CollectionResource:
         """
         if not self.has_secrets:
             return False
-        wanted = request.query.get("secrets", "shown")
-        if wanted not in ("shown", "masked"):
-            raise BadRequestError(f"Invalid secrets '{wanted[:40]}' provided. Use 'shown' or 'masked'.")
-        return wanted == "masked" or request[USER].read_only
+        return asks_masked(request) or request[USER].read_only
 
     async def told(self, config: Configuration, record: Any, masked: bool) -> dict[str, Any]:
         """The body of one object as a request may see it."""
@@ -264,23 +261,36 @@ class CollectionResource:
             NotFoundError: there is no such object.
             FieldsError: with all that is wrong; nothing has changed.
         """
-        before = self.engine.configuration
-        stored = None if id is None else self.find(before, id)
-        draft = Draft(*self.declaration.read(body, creating=id is None), creating=id is None)
-        self.settle(draft, before, stored)
-        written = id or 0
+        draft = self.drafted(self.engine.configuration, id, body)
+        written = 0
 
         def edit(config: Configuration) -> Configuration:
             nonlocal written
-            if id is None:
-                written = next_id(config, self.collection)
-                after = self.create(config, written, draft.values)
-            else:
-                after = self.update(config, self.find(config, id), draft.values)
+            after, written = self.written(config, id, draft.values)
             return more(after, written) if more else after
 
         config = await self.carry_out(edit, draft, force=force)
         return config, self.find(config, written)
+
+    def drafted(self, config: Configuration, id: int | None, body: Mapping[str, Any]) -> Draft:
+        """A body as it is to be written over the object of this id; None: as a new one.
+
+        Raises:
+            NotFoundError: there is no such object.
+        """
+        stored = None if id is None else self.find(config, id)
+        draft = Draft(*self.declaration.read(body, creating=id is None), creating=id is None)
+        self.settle(draft, config, stored)
+        return draft
+
+    def written(
+        self, config: Configuration, id: int | None, values: Mapping[str, Any]
+    ) -> tuple[Configuration, int]:
+        """The configuration with the values of a draft in it, and the id of the object."""
+        if id is None:
+            made = next_id(config, self.collection)
+            return self.create(config, made, values), made
+        return self.update(config, self.find(config, id), values), id
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """POST to the collection: create."""
@@ -376,6 +386,18 @@ class CollectionResource:
             else Problem(self.collection, WHOLE, problem.message)
             for problem in problems
         )
+
+
+def asks_masked(request: web.Request) -> bool:
+    """Whether ``?secrets=masked`` asks for ``MASK`` in place of secrets.
+
+    Raises:
+        BadRequestError: it asks for something else.
+    """
+    wanted = request.query.get("secrets", "shown")
+    if wanted not in ("shown", "masked"):
+        raise BadRequestError(f"Invalid secrets '{wanted[:40]}' provided. Use 'shown' or 'masked'.")
+    return wanted == "masked"
 
 
 def _sort_key(value: Any) -> tuple[bool, Any]:

@@ -561,15 +561,14 @@ def _export(
 def _import(
     context: Context,
     file: Annotated[Path, typer.Argument(help="The document, - for standard input.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the difference.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only have it judged, and show what would change.")
+    ] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Delete what the document does not name.")] = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Make the configuration that of a document; a second time changes nothing.
-
-    Stops at the first request that fails; what was done before it stays done.
-    """
+    """Make the configuration that of a document, all of it or nothing; a second time changes nothing."""
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -577,14 +576,10 @@ def _import(
         raise UsageError(f"cannot read {file}: {reason}") from None
     document = documents.loads(text, str(file))
     with _client(context) as client:
-        steps = documents.plan(client, document, delete=delete)
-        as_json = json or _settings(context).json
-        done = []
-        for step in steps if dry_run else documents.carry_out(client, steps, force=force):
-            done.append(step)
-            if not as_json:
-                print("\n".join(step.lines()))
-    if as_json:
-        output.as_json([step.as_json() for step in done])
-    elif not steps:
+        changes = documents.carry_out(client, document, delete=delete, force=force, dry_run=dry_run)
+    if json or _settings(context).json:
+        output.as_json(changes)
+    elif changes:
+        print("\n".join(line for change in changes for line in documents.lines(change)))
+    else:
         print("nothing to change")

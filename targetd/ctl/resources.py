@@ -9,26 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from api.fields import (
-    AUTH_CREDENTIAL,
-    EXTENT,
-    GLOBAL_CONFIGURATION,
-    INITIATOR_GROUP,
-    LUN_MAPPING,
-    PORTAL,
-    TARGET,
-    TARGET_GROUP,
-)
-from api.schema import Column, Declaration
-from targetd.config import rules
+from api.document import GLOBALS_KIND, KINDS, Kind, field_name
+from api.schema import Column
 from targetd.ctl.client import Client, CtlError, UsageError
 
 __all__ = ["BY_COLLECTION", "GLOBALS", "RESOURCES", "Resource", "field_name", "option_name"]
-
-
-def field_name(column: Column) -> str:
-    """As in the document and in tables."""
-    return column.attribute.removesuffix("_id") if column.rule.reference else column.attribute
 
 
 def option_name(column: Column) -> str:
@@ -38,14 +23,8 @@ def option_name(column: Column) -> str:
 
 
 @dataclass(frozen=True)
-class Resource:
+class Resource(Kind):
     """One resource of the API."""
-
-    name: str
-    """The last part of its URL, and its command."""
-    declaration: Declaration
-    key: tuple[str, ...]
-    """Attributes that together name one object in the exported document."""
 
     @property
     def path(self) -> str:
@@ -53,30 +32,14 @@ class Resource:
         return f"services/iscsi/{self.name}"
 
     @property
-    def inputs(self) -> tuple[Column, ...]:
-        """What can be written."""
-        return tuple(column for column in self.declaration.columns if not column.read_only)
-
-    @property
     def outputs(self) -> tuple[Column, ...]:
         """What is shown."""
         return tuple(column for column in self.declaration.columns if not column.write_only)
 
     @cached_property
-    def own(self) -> tuple[Column, ...]:
-        """What is its own and can be written, so: the flat view of a target's first grant is not."""
-        stored = rules(self.declaration.record)
-        return tuple(column for column in self.inputs if not column.write_only and column.attribute in stored)
-
-    @cached_property
     def option_names(self) -> Mapping[str, str]:
         """Wire name → option."""
         return {column.wire: option_name(column) for column in self.declaration.columns}
-
-    @cached_property
-    def field_names(self) -> Mapping[str, str]:
-        """Wire name → name in the document."""
-        return {column.wire: field_name(column) for column in self.declaration.columns}
 
     @property
     def is_named(self) -> bool:
@@ -103,17 +66,8 @@ class Resource:
         raise CtlError(f"there is no {self.name} named {text!r}")
 
 
-GLOBALS = Resource("globalconfiguration", GLOBAL_CONFIGURATION, ())
-
-RESOURCES = (
-    Resource("authcredential", AUTH_CREDENTIAL, ("tag", "user")),
-    Resource("authorizedinitiator", INITIATOR_GROUP, ("tag",)),
-    Resource("portal", PORTAL, ("tag",)),
-    Resource("extent", EXTENT, ("name",)),
-    Resource("target", TARGET, ("name",)),
-    Resource("targetgroup", TARGET_GROUP, ("target_id", "portal_id")),
-    Resource("targettoextent", LUN_MAPPING, ("target_id", "extent_id")),
-)
+GLOBALS = Resource(GLOBALS_KIND.name, GLOBALS_KIND.declaration, GLOBALS_KIND.key)
+RESOURCES = tuple(Resource(kind.name, kind.declaration, kind.key) for kind in KINDS)
 """Each after those it refers to."""
 
 BY_COLLECTION = {resource.declaration.collection: resource for resource in RESOURCES}

@@ -306,6 +306,25 @@ class Runtime:
             await self.stand_still()
         return new
 
+    async def foresee(self, edit: Edit, *, force: bool = False) -> None:
+        """See ``Engine.foresee``."""
+        async with self._lock:
+            old = self._config
+            new = edit(old)
+            if new is not old:
+                validate(new, old)
+                await self.judge_change(old, new, force)
+
+    async def judge_change(self, old: Configuration, new: Configuration, force: bool) -> None:
+        """Whether sessions and media allow a valid change; nothing is made.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        changes = diff(old, new)
+        in_use.check_block_sizes(old, new, changes, self._extents, force)
+        await self._prepared(old, changes, None, force, opens=False)
+
     async def stand_still(self) -> None:
         """After the service was stopped: until its sessions are gone, and nothing of theirs is being written.
         Initiators that were asked to log out have their time for that."""
@@ -643,8 +662,11 @@ class Runtime:
 
     # -- prepare: on a worker -----------------------------------------------------------------
 
-    def _prepare_extents(self, old: Configuration, changes: Changes, users: Mapping[int, str]) -> _Prepared:
-        """``users``: extent id → the initiators under whom no other medium may come, nor a smaller one."""
+    def _prepare_extents(
+        self, old: Configuration, changes: Changes, users: Mapping[int, str], opens: bool
+    ) -> _Prepared:
+        """``users``: extent id → the initiators under whom no other medium may come, nor a smaller one.
+        ``opens``: do it; else it is only judged."""
         prepared = _Prepared()
         if "extents" not in changes:
             return prepared
@@ -665,7 +687,10 @@ class Runtime:
                         prepared.replaced.add(extent.id)
                 check_path(extent, self.extent_roots, self._pools)
                 self._judge_written(extent, before, leaving, prepared)
-                self._prepare_extent(extent, prepared, names)
+                if opens:
+                    self._prepare_extent(extent, prepared, names)
+                else:
+                    self._foresee_extent(extent, prepared, names)
         except BaseException:
             prepared.undo()
             raise
@@ -685,6 +710,23 @@ class Runtime:
         if live is not None and live.backend is not None:
             had, size = live.backend.geometry.size_bytes, backend.geometry.size_bytes
             in_use.check_size(had, size, names, extent.id)
+
+    def _foresee_extent(self, extent: Extent, prepared: _Prepared, names: str) -> None:
+        """As far as ``_prepare_extent`` can be foreseen."""
+        spec = spec_of(extent, self._pools)
+        with path_errors(extent):
+            found = find(spec)
+            if found is not None and not found.there:
+                if not spec.create:
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+                # folders on the way are made
+                folder = next(folder for folder in Path(spec.path).parents if folder.exists())
+                if not os.access(folder, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, f"No file can be made in {folder}")
+        prepared.found[extent.id] = extent, found
+        live = self._extents.get(extent.id)
+        if extent.size_bytes and live is not None and live.backend is not None:
+            in_use.check_size(live.backend.geometry.size_bytes, extent.size_bytes, names, extent.id)
 
     def _judge_written(
         self, extent: Extent, before: Extent | None, leaving: Collection[int], prepared: _Prepared
@@ -748,6 +790,7 @@ class Runtime:
         changes: Changes,
         clone: Created | None,
         force: bool,
+        opens: bool = True,
     ) -> _Prepared:
         """``_prepare_extents`` on a worker, as long as there is hope. A clone that was made is undone too."""
         written = changes["extents"].written if "extents" in changes else {}
@@ -761,7 +804,7 @@ class Runtime:
                 in_use.check_busy(live)
             if not force:
                 users[id] = in_use.users(live)
-        work = asyncio.ensure_future(run_in_thread(self._prepare_extents, old, changes, users))
+        work = asyncio.ensure_future(run_in_thread(self._prepare_extents, old, changes, users, opens))
         try:
             await asyncio.wait({work}, timeout=PREPARE_PATIENCE_S)
             if not work.done():

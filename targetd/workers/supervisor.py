@@ -425,6 +425,16 @@ class Supervisor(Owner):
         """See ``Engine.apply``. It goes on to its end if who waits for it does not."""
         return await asyncio.shield(self._keep_running(self._apply(edit, discard_files, clone_of, force)))
 
+    async def foresee(self, edit: Edit, *, force: bool = False) -> None:
+        """See ``Engine.foresee``. Who is logged in is known to the workers, and not asked ahead."""
+        async with self._lock:
+            old = self._config
+            new = edit(old)
+            if new is not old:
+                validate(new, old)
+                await self._rivals.check(old, diff(old, new))
+                await self.front.judge_change(old, new, force)
+
     async def _stand_still(self) -> None:
         """See ``Runtime.stand_still``."""
         await asyncio.gather(self.front.stand_still(), self._of_all("stand_still"))

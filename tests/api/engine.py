@@ -71,6 +71,14 @@ class MemoryEngine:
                 self.cloned.append(clone_of)
             return after
 
+    async def foresee(self, edit: Edit, *, force: bool = False) -> None:
+        before = self.configuration
+        after = edit(before)
+        if after is not before:
+            validate(after, since=before)
+            if self.refuse is not None:
+                raise self.refuse
+
     async def sanitize(self, extent_id: int, method: str, passes: int = 1) -> Work | str:
         self.sanitized.append((extent_id, method, passes))
         return self.faults.get(extent_id) or Work("sanitize", extent_id, "name", 0, 1 << 20)

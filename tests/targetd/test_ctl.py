@@ -504,26 +504,34 @@ async def test_a_wrong_document_is_refused_before_anything_is_sent(
     assert DOCUMENTS[text] in result.err
 
 
-async def test_an_import_stops_where_the_daemon_refuses(
+async def test_an_import_is_done_as_a_whole_or_not_at_all(
     ctl: Ctl, engine: MemoryEngine, tmp_path: Path
 ) -> None:
-    """Not atomic: what was done is told, and importing again goes on from there."""
+    """What is refused is told by object and field, by a dry run too."""
     file = tmp_path / "half.toml"
     file.write_text(
         'format = 1\n[[extent]]\nname = "a"\ntype = "File"\npath = "/mnt/a"\nfile_size = "1MB"\n'
         '[[extent]]\nname = "b"\ntype = "File"\npath = "/mnt/a"\nfile_size = "1MB"\n'
         '[[target]]\nname = "t"\n'
     )
-    result = await ctl("import", file)
-    assert result.status == 1
-    assert result.out.startswith("+ extent a\n")
-    assert result.err.startswith("iscsi-targetctl: extent b: path: ")
-    assert not engine.configuration.targets
+    before = engine.configuration
+    for options in ((), ("--dry-run",)):
+        result = await ctl("import", *options, file)
+        assert (result.status, result.out) == (1, "")
+        assert result.err.startswith("iscsi-targetctl: extent b: path: This path is already used by extent a")
+        assert engine.configuration is before
     first, second = file.read_text().rsplit("/mnt/a", 1)
     file.write_text(first + "/mnt/b" + second)
-    assert [line for line in (await good(ctl, "import", file)).out.splitlines() if line[0] == "+"] == [
-        "+ extent b", "+ target t",
-    ]  # fmt: skip
+    foreseen = (await good(ctl, "import", "--dry-run", file)).out
+    assert engine.configuration is before
+    done = (await good(ctl, "import", file)).out
+    assert done == foreseen
+    assert [line for line in done.splitlines() if line[0] == "+"] == [
+        "+ extent a",
+        "+ extent b",
+        "+ target t",
+    ]
+    assert engine.applied == 1
 
 
 def test_any_text_survives_the_document() -> None:
