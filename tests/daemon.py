@@ -29,8 +29,8 @@ IO_ENGINE = os.environ.get("TEST_IO_ENGINE", "auto")
 """TEST_IO_ENGINE=threads runs any test without io_uring."""
 START_LIMIT_S = 300.0
 """Two seconds of work, twenty in an emulated PC: minutes, on a machine that does ten other things."""
-STOP_LIMIT_S = 60.0
-"""design.md §2 promises a SIGTERM under 10 s, on a machine that has nothing else to do."""
+STOP_LIMIT_S = 20.0
+"""A SIGTERM ends the daemon in under 10 s on a machine that has nothing else to do (``threads.Deadline``)."""
 LINE_LIMIT_S = 60.0
 """For what the daemon logs at once."""
 READY = re.compile(r"(?<!not )\bready\b")

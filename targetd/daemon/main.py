@@ -160,7 +160,6 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners, deadline: D
             io_engine=options.io_engine,
             own_files=_own_files(options),
         )
-        runtime.io_engine.tell()
     admin = Account(ADMIN, await run_in_thread(hash_password, password))
     pools = Pools(dict(options.pools))
     datasets = DatasetService(pools, _Records(store, DATASETS))
@@ -190,6 +189,7 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners, deadline: D
         if first:
             # Only now: a start that fails leaves no portal behind that the next one would insist on.
             await store.save(stored, config)
+        runtime.tell_io_engine()  # only now: a start that fails is one line
         await users.load()
         await keys.load()
         await datasets.load()

@@ -1208,6 +1208,10 @@ class Runtime:
 
     # -- housekeeping -------------------------------------------------------------------------
 
+    def tell_io_engine(self) -> None:
+        """Say in the log how what waits for a medium is carried out: the process serves."""
+        self.io_engine.tell()
+
     def settle(self) -> None:
         """See ``GcScheduler.settle``: the process is ready."""
         self._garbage.settle()

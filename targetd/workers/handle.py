@@ -180,6 +180,7 @@ class WorkerHandle:
 
     def tell_that_it_serves(self) -> None:
         log.info("worker process %d serves (process %d)", self.index, self.pid)
+        self.ask("tell_io_engine")
 
     def kill(self) -> None:
         """End the process; the end of the link tells what follows."""

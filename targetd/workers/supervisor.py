@@ -207,6 +207,9 @@ class Supervisor(Owner):
         for member in self._present():  # only now: a start that fails is one line
             member.tell_that_it_serves()
 
+    def tell_io_engine(self) -> None:
+        """Workers do so by themselves."""
+
     def settle(self) -> None:
         """Workers do so by themselves."""
         self.front.settle()

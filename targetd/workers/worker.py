@@ -147,7 +147,6 @@ class _Worker:
             io_engine=start.io_engine,
             own_files=_own_files(start.own_files),
         )
-        self.runtime.io_engine.tell()
         self.runtime.server.connection_limiter = _Doorkeeper(link)
         self._under_way: set[asyncio.Task[None]] = set()
         self._run(self._tell_events())
@@ -238,6 +237,9 @@ class _Worker:
     async def own_files(self, files: tuple[str, ...]) -> None:
         self.runtime.own_files = _own_files(files)
 
+    async def tell_io_engine(self) -> None:
+        self.runtime.tell_io_engine()
+
     async def stop(self) -> None:
         await self.runtime.stop()
         self._stop.set()
@@ -263,6 +265,7 @@ SERVICES: dict[str, Callable[..., Awaitable[Any]]] = {
     "statistics": _Worker.statistics,
     "stop": _Worker.stop,
     "take_over": _Worker.take_over,
+    "tell_io_engine": _Worker.tell_io_engine,
     **{
         name: _of_runtime(name)
         for name in (

@@ -73,7 +73,7 @@ def test_each_round_has_exactly_one_winner(
     )
     other = disk.iqn
     if paths != "one target":
-        differently = {"iscsi_target_serial": "other"} if paths == "two units" else {}
+        differently = {"iscsi_target_serial": f"other{disk.target_id}"} if paths == "two units" else {}
         other = second_target(shared_daemon, disk, **differently)
     gate = threading.Barrier(2)
     results: dict[str, list[bool]] = {}

@@ -3,6 +3,7 @@ all from the network (RFC 7143 §4.2, §7, §11)."""
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -308,6 +309,7 @@ def test_stat_sn_counts_what_has_status() -> None:
 def test_immediate_commands_take_no_place_in_the_window_and_have_a_bound() -> None:
     """RFC 7143 §4.2.2.1; §11.17.1, reason 06h."""
     target = MemoryTarget()
+    target.access.grant = replace(target.access.grant, r2ts=MAX_IMMEDIATE_TASKS)
     peer = target.logged_in()
     for n in range(MAX_IMMEDIATE_TASKS + 1):
         peer.send(
