@@ -194,20 +194,22 @@ class Operation:
         """The pattern fills each block, cut at its end; INVERT turns it over after each pass."""
         plan = self.plan
         self.total = max(1, size_bytes * plan.passes)
-        step = max(1, self.total // _STEPS)
-        next_pause = step
+        step = max(block_size, self.total // _STEPS)
+        paused = 0
+        piece = min(COPY_CHUNK_BYTES, step) // block_size * block_size
         block = (plan.pattern * -(-block_size // len(plan.pattern)))[:block_size]
         for number in range(plan.passes):
             current = bytes(byte ^ 0xFF for byte in block) if plan.invert and number % 2 else block
-            data = memoryview(current * (COPY_CHUNK_BYTES // block_size))
+            data = memoryview(current * (piece // block_size))
             for offset, length in pieces(0, size_bytes, len(data)):
                 if self.stopped.is_set() or not self._may_move(length):
                     return False
                 backend.write(offset, data[:length])
                 self.done += length
-                if self.done >= next_pause:
-                    next_pause += step
-                    if self.stopped.wait(self.least_s / _STEPS):
+                if self.done - paused >= step:
+                    pause_s = self.least_s * (self.done - paused) / self.total
+                    paused = self.done
+                    if self.stopped.wait(pause_s):
                         return False
             backend.flush()
         return True

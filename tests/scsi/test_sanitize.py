@@ -1,6 +1,7 @@
 """SANITIZE: refused, run, watched, interrupted (SBC-3 r36 §4.11, §5.24)."""
 
 import json
+from itertools import accumulate
 
 import pytest
 
@@ -70,6 +71,29 @@ def test_overwrite_fills_every_block_with_its_pattern(
     assert disk.run(*overwrite(pattern, passes, byte0=byte0)).status == GOOD
     assert contents(disk) == block * BLOCKS
     assert disk.run(TUR).status == GOOD
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("blocks", [1, 7, 64, 100, 2048, 5 * 2048 + 1])
+def test_an_overwrite_of_any_size_can_be_seen_under_way(
+    monkeypatch: pytest.MonkeyPatch, blocks: int, passes: int
+) -> None:
+    """It takes OVERWRITE_SECONDS, in pauses that divide it evenly."""
+    monkeypatch.setattr(sanitize, "OVERWRITE_SECONDS", 8.0)
+    operation = Operation(Plan(Action.OVERWRITE, False, b"\xaa", passes))
+    pauses: list[tuple[float, float]] = []
+
+    def wait(timeout: float | None = None) -> bool:
+        assert timeout is not None
+        pauses.append((operation.done / operation.total, timeout))
+        return False
+
+    monkeypatch.setattr(operation.stopped, "wait", wait)
+    assert operation.work(Memory(blocks * BLOCK), blocks * BLOCK, BLOCK, False)
+    waited = list(accumulate(pause for _, pause in pauses))
+    assert waited == pytest.approx([8.0 * done for done, _ in pauses])
+    assert 7.5 <= waited[-1] <= 8.0 + 1e-9
+    assert len(pauses) >= min(blocks * passes, 32)
 
 
 @pytest.mark.parametrize("action", [Action.BLOCK_ERASE, Action.CRYPTOGRAPHIC_ERASE])
