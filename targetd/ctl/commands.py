@@ -94,8 +94,17 @@ def _client(context: typer.Context) -> Iterator[Client]:
         client.close()
 
 
-Id = Annotated[int, typer.Argument(parser=read_whole, metavar="ID")]
-Ids = Annotated[list[int], typer.Argument(parser=read_whole, metavar="ID")]
+def whole(value: str | int) -> int:
+    """A whole number of the command line (``read_whole``), or a default that typer hands on as it is.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return value if isinstance(value, int) else read_whole(value)
+
+
+Id = Annotated[int, typer.Argument(parser=whole, metavar="ID")]
+Ids = Annotated[list[int], typer.Argument(parser=whole, metavar="ID")]
 Json = Annotated[bool, typer.Option("--json", help="Answer with JSON, as the API has it.")]
 Force = Annotated[
     bool,
@@ -356,7 +365,7 @@ def _sanitize_extent(resource: Resource) -> Callable[..., None]:
         one: Annotated[str, typer.Argument(metavar="ID-OR-NAME", help="Its id or name.")],
         method: Annotated[str, typer.Option(help="overwrite, block erase or cryptographic erase.")],
         passes: Annotated[
-            int, typer.Option(parser=read_whole, metavar="INTEGER", help="Of an overwrite with zeroes.")
+            int, typer.Option(parser=whole, metavar="INTEGER", help="Of an overwrite with zeroes.")
         ] = 1,
         yes: Annotated[
             bool, typer.Option("--yes", help="Do not ask whether all data shall be lost.")

@@ -9,10 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from targetd.config import read_whole
 from targetd.ctl import output
 from targetd.ctl.client import Client, FieldsError, UsageError
-from targetd.ctl.commands import SESSIONS, Context, Json, _client, _read_secret, _settings, app
+from targetd.ctl.commands import SESSIONS, Context, Json, _client, _read_secret, _settings, app, whole
 
 __all__ = ["app"]
 
@@ -143,7 +142,7 @@ def _explain(
     address: Annotated[str, typer.Argument(help="IP address that it comes from.")],
     target: Annotated[str, typer.Argument(help="Full or short name; without it all targets.")] = "",
     portal: Annotated[
-        int | None, typer.Option(parser=read_whole, metavar="INTEGER", help="Id of a portal; without it all.")
+        int | None, typer.Option(parser=whole, metavar="INTEGER", help="Id of a portal; without it all.")
     ] = None,
     json: Json = False,
 ) -> None:

@@ -1,11 +1,12 @@
 """Every example of the specification, in its printed order, against one fresh store.
 
 The examples are those of ``docs/api/resources/iscsi.rst`` in the FreeNAS source tree, in its revision of
-September 2013 (five resources; PUT answers 202). Two things about the document itself:
+September 2013 (five resources; PUT answers 202). About the document itself:
 
 - Each of its sections starts from an empty table, while a fresh store of ours holds initiator group 1 so
   that the target's example finds the group it names. The object that a section creates is therefore
   addressed by the id it was given, and ``id`` and tag of that one section differ from the print.
+- It prints FreeNAS's default of ``iscsi_maxsesh``, 16. A fresh store of ours has 256, since we do enforce it.
 - A list is printed as it looks after the section's create; the same body is expected there then.
 
 The body of one example has a comma too many; it is sent exactly so.
@@ -33,7 +34,7 @@ GLOBALS = {
     "iscsi_toggleluc": False,
     "iscsi_lucport": 3261,
     "iscsi_luc_authgroup": None,
-    "iscsi_maxsesh": 16,
+    "iscsi_maxsesh": 256,  # printed: 16
     "iscsi_luc_authmethod": "",
     "iscsi_maxoutstandingr2t": 16,
     "id": 1,

@@ -8,7 +8,7 @@ import pytest
 
 from targetd.persistence.interface import UNITS
 from tests import cdbs
-from tests.daemon import Daemon
+from tests.daemon import Daemon, Disk
 from tests.faults.kit import eventually
 from tests.functional.sessions import BLOCK, attention, log_in, write
 
@@ -60,10 +60,16 @@ def test_nothing_is_kept_for_an_extent_that_is_gone(daemon: Daemon) -> None:
     for disk in disks:
         with log_in(daemon, disk.iqn) as initiator:
             assert initiator.command(SET_INFORMATION + len(name).to_bytes(4, "big") + bytes(2), name).good
-    assert len(kept(daemon)) == 2
+    before = {key for disk in disks for key in kept_of(daemon, disk)}
+    assert before == set(kept(daemon))
+    stays = kept_of(daemon, disks[0])
+    assert len(stays) == len(kept_of(daemon, disks[1])) == 2, "the medium that it is, and the name"
     daemon.expect(204, "DELETE", f"services/iscsi/extent/{disks[1].extent_id}/")
-    (key,) = kept(daemon)
-    assert key.startswith(f"{disks[0].extent_id}/")
+    assert kept(daemon) == stays
+
+
+def kept_of(daemon: Daemon, disk: Disk) -> list[str]:
+    return [key for key in kept(daemon) if key.startswith(f"{disk.extent_id}/")]
 
 
 def kept(daemon: Daemon) -> list[str]:
