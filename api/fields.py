@@ -479,7 +479,9 @@ TARGET: Final = Declaration(
             help_text="Logical block size in bytes; 512 leaves it to the extent.",
         ),
         Field(
-            attribute="mode", wire="iscsi_target_mode", help_text="Kept and shown; iSCSI is what is served."
+            attribute="mode",
+            wire="iscsi_target_mode",
+            help_text="Always iscsi: fc and both are refused, as there is no Fibre Channel here.",
         ),
         Field(
             attribute="redirect",

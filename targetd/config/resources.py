@@ -281,7 +281,7 @@ class Target:
     """For grants that leave it open (§7.2)."""
     queue_depth: Annotated[int, Range(0, 255)] = 32
     logical_block_size: Annotated[int, OneOf(BLOCK_SIZES)] = 512
-    mode: Literal["iscsi", "fc", "both"] = "iscsi"
+    mode: Literal["iscsi"] = "iscsi"
     redirect: Annotated[str, _REDIRECT] = ""
     """``HOST:PORT`` where a login is sent on to, before what its portal says; empty = nowhere."""
     redirect_permanent: bool = False

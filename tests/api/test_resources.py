@@ -698,6 +698,8 @@ async def test_a_grant_needs_a_portal_group(api: Api) -> None:
         ),
         ({"iscsi_target_logical_blocksize": 500}, {"iscsi_target_logical_blocksize": [choice(500)]}),
         ({"iscsi_target_flags": "wo"}, {"iscsi_target_flags": [choice("wo")]}),
+        ({"iscsi_target_mode": "fc"}, {"iscsi_target_mode": [choice("fc")]}),
+        ({"iscsi_target_mode": "both"}, {"iscsi_target_mode": [choice("both")]}),
     ],
 )
 async def test_bad_targets(api: Api, sent: dict[str, Any], errors: dict[str, list[str]]) -> None:

@@ -497,6 +497,23 @@ async def test_an_older_store_is_migrated_and_a_copy_kept(tmp_path: Path) -> Non
     assert modes(tmp_path) == dict.fromkeys(("store.db", "store.db.0001.bak", "store.db.lock"), 0o600)
 
 
+async def test_modes_of_targets_that_were_never_served_become_iscsi(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    make_at(path, "0001")
+    modes = {1: "iscsi", 2: "fc", 3: "both"}
+    with sqlite3.connect(path) as connection:
+        connection.executemany(
+            "INSERT INTO targets VALUES (?, ?, NULL, ?, 0, 'Disk', 'rw', 'Auto', 32, 512, ?)",
+            [(id, f"t{id}", f"1000000{id}", mode) for id, mode in modes.items()],
+        )
+    connection.close()
+    store = await Store.open(path)
+    assert {id: target.mode for id, target in (await store.load()).targets.items()} == dict.fromkeys(
+        modes, "iscsi"
+    )
+    await store.close()
+
+
 async def test_a_migration_that_fails_leaves_the_older_store_working(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     make_at(path, "0001")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAD", "absolute", "relative", "stamp", "upgrade"]
 
-HEAD = "0008"
+HEAD = "0009"
 """The version this program writes."""
 
 _STATE_DIRECTORY = "STATE-DIR/"
