@@ -7,8 +7,8 @@ What it must never do: let a broken sequence end GOOD. The first fault of a writ
 A write stays on its connection (connection allegiance, RFC 7143 §4.2.5.1): a sequence is found by the tags of
 this connection alone, so Data-Out on another one belongs to nothing and is rejected.
 
-A large write gets the memory for its data, and with it the R2Ts, when ``MAX_IN_FLIGHT`` has room for it: in
-the order in which they came, so none waits for ever.
+A large write gets the memory for its data, and with it the R2Ts, when the connection's share of it
+(``SessionTable.in_flight``) has room for it: in the order in which they came, so none waits for ever.
 
 ``protocol.recovery`` has the same for sessions in which lost data is asked for again.
 """
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from protocol.bhs import FINAL, DataOut, ReadyToTransfer
 from protocol.enums import RESERVED_TAG, Opcode, RejectReason
-from protocol.limits import LARGE_COMMAND, MAX_IN_FLIGHT, REMEMBERED_TAGS
+from protocol.limits import LARGE_COMMAND, REMEMBERED_TAGS
 from protocol.scsi.request import Outcome
 from protocol.scsi.sense import CheckCondition, Sense
 from protocol.task import Burst, Task, Transfer
@@ -76,7 +76,9 @@ class WriteTransfers:
 
     def _has_room(self, need: int) -> bool:
         """For a large write, now."""
-        return not self._queue and (not self._allotted or self._allotted + need <= MAX_IN_FLIGHT)
+        if self._queue:
+            return False
+        return not self._allotted or self._allotted + need <= self.connection.sessions.in_flight(self.session)
 
     def _allot(self, transfer: Transfer) -> None:
         self._allotted += transfer.need

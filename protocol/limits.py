@@ -10,7 +10,7 @@ A number here is ours. What an operator sets, or both sides negotiate, bounds th
     unsolicited data of a command    FirstBurstLength (§13.14), checked at each PDU; of a session, that for
                                      every command of its window
     solicited data                   MaxBurstLength (§13.13) an R2T, as many R2Ts as MaxOutstandingR2T; of all
-                                     commands of a connection, MAX_IN_FLIGHT
+                                     commands of a connection, MAX_IN_FLIGHT, or less where there are many
     replies that wait to be read     of small commands, the command window; of large ones, MAX_IN_FLIGHT
 
 How many connections the process takes at all, before it knows from whom, is ``targetd.net.admission``.
@@ -19,8 +19,10 @@ How many connections the process takes at all, before it knows from whom, is ``t
 from dataclasses import dataclass
 
 __all__ = [
+    "DATA_MEMORY",
     "KEPT_COST",
     "LARGE_COMMAND",
+    "LEAST_IN_FLIGHT",
     "MAX_AHS_WORDS",
     "MAX_CHAP_BINARY",
     "MAX_DISCOVERY_OF_ONE",
@@ -117,6 +119,13 @@ being made or wait to be read, and buffers for Data-Out. What does not fit waits
 a command that is larger by itself has its turn all the same, when little or nothing else is there. A window
 of 32 commands of 512 KiB fits, or the largest I/O of Windows (8 MiB) twice; without a bound a queue of the
 largest commands would be 1 GiB that a peer asks for, and never reads or sends."""
+
+LEAST_IN_FLIGHT = 2**20
+"""What a connection has of that, however many there are."""
+
+DATA_MEMORY = 4 * 2**30
+"""Bytes for the large commands of all connections, unless the owner says otherwise: divided evenly among
+them, up to ``MAX_IN_FLIGHT`` for each."""
 
 MAX_PLAIN_READ = 256 * 1024
 """Bytes of a READ that is answered while its wake-up is still being read (``protocol.fastpath``)."""

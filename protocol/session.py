@@ -22,7 +22,14 @@ from protocol import allegiance, serial
 from protocol.access import Grant, Refusal
 from protocol.enums import AsyncEvent, LoginStatus
 from protocol.events import End, EndReason
-from protocol.limits import MAX_DISCOVERY_OF_ONE, MAX_DISCOVERY_SESSIONS, MAX_TSIH
+from protocol.limits import (
+    DATA_MEMORY,
+    LEAST_IN_FLIGHT,
+    MAX_DISCOVERY_OF_ONE,
+    MAX_DISCOVERY_SESSIONS,
+    MAX_IN_FLIGHT,
+    MAX_TSIH,
+)
 from protocol.scsi.attention import condition
 from protocol.scsi.request import Nexus
 from protocol.scsi.sense import Sense
@@ -271,6 +278,8 @@ class SessionTable:
         self.max_sessions = max_sessions
         """Over all normal sessions; live-changeable (api-semantics §11)."""
         self.max_discovery_sessions = MAX_DISCOVERY_SESSIONS
+        self.data_memory = DATA_MEMORY
+        """Bytes for the data of large commands, over all normal sessions and both directions."""
         self.counts: Counter[Hashable] = Counter()
         """``key`` of a holder → its normal sessions."""
         self.sessions: dict[int, Session] = {}
@@ -286,6 +295,14 @@ class SessionTable:
         """Connections with something to send or to close because of what another one did."""
         self.ended: Callable[[Session], None] | None = None
         """Called once when a session is over."""
+
+    def in_flight(self, session: Session) -> int:
+        """Bytes that the large commands of one connection of a session may hold, for each direction: an even
+        share of what there is. A session more makes it smaller, for commands that come then; nothing that is
+        under way is lost, and who has nothing under way may always begin a command, so none waits for ever.
+        """
+        shares = 2 * max(len(self._by_port), 1) * max(len(session.connections), 1)
+        return max(LEAST_IN_FLIGHT, min(MAX_IN_FLIGHT, self.data_memory // shares))
 
     # The two that a table which is one of several answers with the others in mind.
 

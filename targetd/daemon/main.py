@@ -152,6 +152,7 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners, deadline: D
         runtime = supervisor.Supervisor(
             *(store, roots, loop, dict(options.pools), options.workers),
             *(options.log_level, options.log_format, listeners, options.io_engine, _own_files(options)),
+            data_memory=options.memory_limit,
         )
     else:
         runtime = Runtime(
@@ -159,6 +160,7 @@ async def _serve(options: Options, loop: Loop, listeners: Listeners, deadline: D
             listeners=listeners,
             io_engine=options.io_engine,
             own_files=_own_files(options),
+            data_memory=options.memory_limit,
         )
     admin = Account(ADMIN, await run_in_thread(hash_password, password))
     pools = Pools(dict(options.pools))

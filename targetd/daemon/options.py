@@ -33,6 +33,10 @@ MAX_WORKERS = 256
 """More processors than one host has for this."""
 
 
+LEAST_MEMORY = 64 << 20
+"""Bytes: room for the largest commands of a few connections."""
+
+
 class UsageError(Exception):
     """What was asked cannot be; one line that names the option and where it was given."""
 
@@ -138,6 +142,31 @@ def read_workers(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= MAX_WORKERS:
         raise ValueError(f"{text!r} is neither auto nor a number from 1 to {MAX_WORKERS}")
     return int(text)
+
+
+def read_memory(text: str) -> int:
+    """Bytes, with K, M, G or T (powers of 1024); ``auto`` is a quarter of the memory that this process may
+    have, from 64 MiB to 4 GiB: the page cache, which makes reads fast, needs the rest."""
+    if text.lower() == "auto":
+        return min(max(_memory() // 4, LEAST_MEMORY), 4 << 30)
+    match = re.fullmatch(r"([0-9]{1,15})\s*(?:([KMGT])(?:i?B)?)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{text!r} is neither auto nor bytes as 512M, 2GiB or 1073741824")
+    size = int(match[1]) << 10 * " KMGT".index((match[2] or " ").upper())
+    if size < LEAST_MEMORY:
+        raise ValueError(f"{text!r} is less than {LEAST_MEMORY >> 20} MiB")
+    return size
+
+
+def _memory() -> int:
+    """Bytes that the machine has, or the cgroup may have (cgroup v2, as the process sees its own)."""
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        own = Path("/proc/self/cgroup").read_text(encoding="ascii").strip().rpartition("::")[2].lstrip("/")
+        limit = (Path("/sys/fs/cgroup") / own / "memory.max").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return size
+    return min(size, int(limit)) if limit.isdigit() else size
 
 
 def read_page_size(text: str) -> int:
@@ -249,6 +278,15 @@ class Options:
         "|".join(IO_ENGINES),
         "what waits for a disk: by io_uring, by worker threads, or auto: io_uring where it can be had",
         default="auto",
+    )
+    memory_limit: int = option(
+        read_memory,
+        "SIZE",
+        "memory for the data of all connections that is under way; each has its share, at least 1 MiB for "
+        "each direction and at most 16",
+        default="auto",
+        shown="a quarter of the memory, 64 MiB to 4 GiB",
+        number=True,
     )
     api_page_size: int = option(
         read_page_size,

@@ -27,6 +27,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from protocol.events import End, EndReason
+from protocol.limits import DATA_MEMORY
 from protocol.management import answer_aborted, forget_aborted
 from protocol.scsi import sanitize
 from protocol.scsi.device import LogicalUnit, Reset, UnitConfig
@@ -211,6 +212,7 @@ class Runtime:
         sessions: SessionTable | None = None,
         listeners: Listeners | None = None,
         io_engine: str = "auto",
+        data_memory: int = DATA_MEMORY,
         own_files: OwnFiles | None = None,
     ) -> None:
         """
@@ -221,6 +223,7 @@ class Runtime:
             sessions: as ``Server`` takes it.
             listeners: where the sockets of portals come from.
             io_engine: how what waits for a medium is carried out.
+            data_memory: bytes for the data of all connections that is under way.
             own_files: what no extent may have.
         """
         self._store = store
@@ -258,6 +261,7 @@ class Runtime:
         self.controller = ControllerServer(self)
         self._isns = Registrar(lambda: self.portals.absent)
         self._completions = Completions(loop, self.server.flush_stirred)
+        self.server.sessions.data_memory = data_memory
         self.io_engine = IoEngine(loop, io_engine, self.server.flush_stirred)
         self._patrol = MediaProbe(loop, self._completions)
         self._spare_lane = WorkerThreads(self._completions, "absent", 1)

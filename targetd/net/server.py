@@ -203,7 +203,7 @@ class Channel:
         self.large: list[Task] = []
         """READs of large data that may not have ended yet."""
         self.held: deque[Task] = deque()
-        """Those that wait for room (``MAX_IN_FLIGHT``), in order."""
+        """Those that wait for room (``SessionTable.in_flight``), in order."""
         globals_ = server.view().configuration.globals
         self.connection = Connection(
             server.sessions,
@@ -393,7 +393,9 @@ class Channel:
         large = self.large = [each for each in self.large if each.unit.has_in_hand(each)]
         taken = sum(map(len, self.waiting)) + sum(map(len, self.connection.out))
         taken += sum(each.length for each in large)
-        return taken + min(task.length, MAX_IN_FLIGHT // 2) <= MAX_IN_FLIGHT
+        session = self.connection.session
+        most = self.server.sessions.in_flight(session) if session is not None else MAX_IN_FLIGHT
+        return taken + min(task.length, most // 2) <= most
 
     def _release(self) -> None:
         """Go on with what was held back, as far as there is room. While the peer is not read from it waits:

@@ -84,6 +84,8 @@ class Start:
     log_level: str
     log_format: str
     io_engine: str
+    data_memory: int
+    """Bytes, of this process."""
 
 
 @dataclass(frozen=True, slots=True)

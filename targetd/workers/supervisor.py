@@ -25,6 +25,7 @@ from typing import Any
 from protocol.access import Refusal
 from protocol.enums import LoginStatus
 from protocol.events import End, EndReason
+from protocol.limits import DATA_MEMORY
 from targetd.config import (
     WHOLE,
     ConfigError,
@@ -129,8 +130,10 @@ class Supervisor(Owner):
         listeners: Listeners | None = None,
         io_engine: str = "auto",
         own_files: OwnFiles | None = None,
+        data_memory: int = DATA_MEMORY,
     ) -> None:
         """Starts the processes; they load while other things are made ready."""
+        self._data_memory = data_memory // workers
         self._store = store
         self._loop = loop
         self._extent_roots = tuple(extent_roots)
@@ -177,7 +180,7 @@ class Supervisor(Owner):
         roots = tuple(map(str, self._extent_roots))
         return Start(
             *(member.index, len(self._members), roots, self._pools, _paths(self._own_files)),
-            *(self._log_level, self._log_format, self._io_engine),
+            *(self._log_level, self._log_format, self._io_engine, self._data_memory),
         )
 
     def _keep_running(self, work: Any) -> asyncio.Task[Any]:

@@ -145,6 +145,7 @@ class _Worker:
             listens=False,
             sessions=SharedSessions(SessionQuota(seats, start.workers, start.index)),
             io_engine=start.io_engine,
+            data_memory=start.data_memory,
             own_files=_own_files(start.own_files),
         )
         self.runtime.server.connection_limiter = _Doorkeeper(link)

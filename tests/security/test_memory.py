@@ -193,6 +193,54 @@ def test_logout_does_not_wait_for_what_is_held_back(peers: list[SocketInitiator]
 SIZE = 6 * MIB
 
 
+CROWD, LIMIT = 12, 64 * MIB
+"""Sessions, and ``--memory-limit``: 2.7 MiB a session for each direction, where one alone has 16."""
+
+
+def test_a_crowd_shares_the_memory_of_the_process(tmp_path: Path) -> None:
+    """Writes that are announced get memory, and an R2T, by shares; all of them end well."""
+    daemon = Daemon(tmp_path, options=("--memory-limit", "64M", "--workers", "1")).start()
+    try:
+        disk = daemon.create_disk("one", "1GB")
+        with ExitStack() as stack:
+            crowd = []
+            for number in range(CROWD):
+                peer = stack.enter_context(SocketInitiator((HOST, daemon.portal_port)))
+                name = f"iqn.2026-11.example:host{number}"
+                peer.login(disk.iqn, name, keys={"InitialR2T": "Yes", "ImmediateData": "No"})
+                peer.command(bytes(6))
+                peer.answer_r2ts = False
+                crowd.append(peer)
+            peak = Peak(daemon)
+            tasks = [
+                [
+                    peer.send_command(
+                        write_16((16 * number + at) * MIB, MIB), bytes((16 * number + at + 1,)) * MIB
+                    )
+                    for at in range(16)
+                ]
+                for number, peer in enumerate(crowd)
+            ]
+            share = LIMIT // (2 * CROWD) // MIB
+            for peer, own in zip(crowd, tasks, strict=True):
+                peer.nop(immediate=True)
+                assert [bool(task.r2ts) for task in own] == [True] * share + [False] * (16 - share)
+                peer.answer_r2ts = True
+                for task in own[:share]:
+                    while task.r2ts:
+                        peer.answer_r2t(task, task.r2ts.pop(0))
+            for peer, own in zip(crowd, tasks, strict=True):
+                assert all(peer.wait(task).good for task in own)
+            assert peak.growth < LIMIT + REST
+            for number, peer in enumerate(crowd):
+                for at in (0, 15):
+                    value = 16 * number + at
+                    data = peer.command(read_16(value * MIB, MIB), read=MIB).data
+                    assert data == bytes((value + 1,)) * MIB
+    finally:
+        daemon.kill9()
+
+
 @pytest.fixture
 def target() -> MemoryTarget:
     return MemoryTarget(size=64 * MIB, initial_r2t=True, immediate_data=False)

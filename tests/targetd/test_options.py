@@ -112,7 +112,7 @@ def test_every_option_can_be_given_in_every_place(tmp_path: Path, toml) -> None:
         "state-dir": "/s", "portal": "10.0.0.1:99", "api": "[::]:98", "extent-root": "/r",
         "api-password-file": str(secret), "demo": "true", "log-level": "debug", "log-format": "json",
         "pool": f"tank={tmp_path}", "workers": "3", "io-engine": "threads",
-        "api-page-size": "0",
+        "api-page-size": "0", "memory-limit": "512M",
         "emulated-version": "FreeNAS-11.2-U8", "tls": "auto",
     }  # fmt: skip
     in_file = {declared.name for declared in DECLARED if declared.metadata["in_file"]}
@@ -280,8 +280,24 @@ def test_description_names_every_option_but_itself() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "size"),
+    [("64M", 64 << 20), ("1073741824", 1 << 30), ("2GiB", 2 << 30), ("3 gb", 3 << 30), ("1t", 1 << 40)],
+)
+def test_memory_is_told_in_bytes_or_with_a_unit(text: str, size: int) -> None:
+    assert options(f"--memory-limit={text}").memory_limit == size
+
+
+def test_memory_has_a_default_within_bounds() -> None:
+    assert 64 << 20 <= options().memory_limit <= 4 << 30
+
+
+@pytest.mark.parametrize(
     ("option", "text"),
     [
+        ("--memory-limit", "63M"),
+        ("--memory-limit", "-1"),
+        ("--memory-limit", "1X"),
+        ("--memory-limit", "much"),
         ("--api-page-size", "-1"),
         ("--api-page-size", "1_0"),
         ("--api-page-size", "many"),
@@ -290,6 +306,6 @@ def test_description_names_every_option_but_itself() -> None:
         ("--emulated-version", "FreeNAS-1\n2"),
     ],
 )
-def test_what_the_api_tells_is_checked(option: str, text: str) -> None:
+def test_what_cannot_be_is_refused_by_name(option: str, text: str) -> None:
     with pytest.raises(UsageError, match=option):
         options(f"{option}={text}")
