@@ -247,7 +247,7 @@ def target() -> MemoryTarget:
 
 
 def test_a_third_write_waits_until_the_first_is_over(target: MemoryTarget) -> None:
-    peer = target.logged_in()
+    peer = target.logged_in(keys={"MaxOutstandingR2T": "4"})  # R2Ts of a connection are 32 in all
     peer.answer_r2ts = False
     tasks = [peer.send_command(write_16(SIZE * n, SIZE), bytes([n]) * SIZE) for n in range(4)]
     small = peer.send_command(write_16(4 * SIZE, 65536), bytes(65536))
