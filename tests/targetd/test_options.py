@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from targetd.daemon.options import DECLARED, Address, Options, UsageError, describe, parse
+from targetd.daemon.options import DECLARED, Address, Options, UsageError, describe, parse, read_memory
 from tests.certificates import make_certificate
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -60,6 +60,7 @@ def test_defaults_are_those_of_the_design(tmp_path: Path, monkeypatch: pytest.Mo
         pools=(),
         workers=max(len(os.sched_getaffinity(0)) - 1, 1),
         io_engine="auto",
+        memory_limit=read_memory("auto"),
         api_password_file=None,
         api_page_size=30,
         emulated_version=None,
