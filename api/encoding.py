@@ -1,7 +1,7 @@
 """JSON of answers of any length, written in pieces between which the event loop serves others.
 
 ``json.dumps`` keeps the interpreter from its first to its last byte, on a thread as well: 4,000 extents are
-some 30 ms in which no other thread runs.
+tens of milliseconds (estimated) in which no other thread runs.
 """
 
 import asyncio

@@ -63,7 +63,8 @@ NEWCOMERS_WAIT = 4
 
 SWITCH_S = 200e-6
 """How long a thread that computes (one writes the metrics) keeps the interpreter from the loop's, which gives
-it away with each system call, three times a READ. With Python's own 5 ms a READ beside it took 15 ms."""
+it away with each system call, three times a READ; each time could cost it Python's own 5 ms. Reasoned, not
+measured."""
 
 
 class Turn(IntEnum):
