@@ -25,6 +25,7 @@ __all__ = [
     "page",
     "read_object",
     "sorting",
+    "strict",
 ]
 
 MAX_BODY_BYTES: Final = 1 << 20
@@ -143,6 +144,19 @@ def flagged(request: web.Request, name: str) -> bool:
         return bool(coerce(bool, text))
     except ValueError:
         raise BadRequestError(f"Invalid {name} '{text[:40]}' provided. Use 1 or 0.") from None
+
+
+def strict(request: web.Request) -> bool:
+    """Whether to refuse unknown fields: ``?strict=1``, or ``Prefer: handling=strict`` (RFC 7240 §4.4).
+
+    Raises:
+        BadRequestError: ``strict`` says neither yes nor no.
+    """
+    if "strict" in request.query:
+        return flagged(request, "strict")
+    preferences = ",".join(request.headers.getall("Prefer", ())).lower().split(",")
+    wanted = [part.partition(";")[0].replace(" ", "").replace('"', "") for part in preferences]
+    return "handling=strict" in wanted
 
 
 def forced(request: web.Request) -> bool:

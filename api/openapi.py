@@ -72,6 +72,12 @@ _PARAMETERS: Final[dict[str, Any]] = {
         "logged in rely on it. Commands under way are ended, and all are told by unit attention.",
         "schema": {"type": "integer", "enum": [0, 1], "default": 0},
     },
+    "strict": {
+        "name": "strict",
+        "in": "query",
+        "description": "1: refuse fields that are not known, as with the header `Prefer: handling=strict`.",
+        "schema": {"type": "integer", "enum": [0, 1], "default": 0},
+    },
     "dry_run": {
         "name": "dry_run",
         "in": "query",

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, cast
 from aiohttp import web
 
 from api.auth import USER
-from api.bodies import content_range, filters, forced, matches, page, read_object, sorting
+from api.bodies import content_range, filters, forced, matches, page, read_object, sorting, strict
 from api.encoding import answer_long
 from api.errors import BadRequestError, FieldsError, NotFoundError, answer
 from api.routing import Operation, Router
@@ -99,23 +99,19 @@ class CollectionResource:
                     "Create.",
                     {201: title, **failures, 409: "FieldErrors"},
                     f"{title}Create",
-                    secrets,
+                    (*secrets, "strict"),
                 ),
             },
         )
         changed: dict[int, str | None] = {202: title, **failures, 404: None, 409: "FieldErrors"}
-        may_force = ("force",) if self.forcible else ()
+        asked = (*secrets, "strict", *(("force",) if self.forcible else ()))
         router.add(
             self.name,
             f"{self.path}{{id}}/",
             {
                 "GET": Operation(self.detail, "Show.", {200: title, **failures, 404: None}, None, secrets),
-                "PUT": Operation(
-                    self.put, "Change what the body names.", changed, f"{title}Update", secrets + may_force
-                ),
-                "PATCH": Operation(
-                    self.put, "The same as PUT.", changed, f"{title}Update", secrets + may_force
-                ),
+                "PUT": Operation(self.put, "Change what the body names.", changed, f"{title}Update", asked),
+                "PATCH": Operation(self.put, "The same as PUT.", changed, f"{title}Update", asked),
                 "DELETE": self.delete_operation(),
             },
         )
@@ -295,16 +291,27 @@ class CollectionResource:
     async def post(self, request: web.Request) -> web.StreamResponse:
         """POST to the collection: create."""
         masked = self.masks_secrets(request)  # a wrong word is told before anything is done
-        config, record = await self.write(None, await read_object(request))
+        config, record = await self.write(None, await self._body(request))
         location = f"{request.scheme}://{request.host}{self.path}{record.id}/"
         return answer(201, await self.told(config, record, masked), {"Location": location})
+
+    async def _body(self, request: web.Request) -> dict[str, Any]:
+        """The body of a write; a client that asks for it is told of fields that are not known.
+
+        Raises:
+            FieldsError: there are such fields.
+        """
+        body = await read_object(request)
+        if strict(request):
+            refuse_unknown(body, self.declaration)
+        return body
 
     async def put(self, request: web.Request, id: int) -> web.StreamResponse:
         """PUT or PATCH of one object: change what the body names."""
         self.find(self.engine.configuration, id)
         masked = self.masks_secrets(request)
         force = self.forcible and forced(request)
-        config, record = await self.write(id, await read_object(request), force=force)
+        config, record = await self.write(id, await self._body(request), force=force)
         return answer(202, await self.told(config, record, masked))
 
     async def delete(self, request: web.Request, id: int) -> web.StreamResponse:
@@ -386,6 +393,18 @@ class CollectionResource:
             else Problem(self.collection, WHOLE, problem.message)
             for problem in problems
         )
+
+
+def refuse_unknown(body: Mapping[str, Any], declaration: Declaration) -> None:
+    """See that a body has no fields but those of a resource; what is only shown may come back.
+
+    Raises:
+        FieldsError: it has.
+    """
+    known = {"id"}.union(*((column.wire, *column.also) for column in declaration.columns))
+    unknown = [name for name in body if name not in known]
+    if unknown:
+        raise FieldsError({name: ["There is no such field."] for name in unknown})
 
 
 def asks_masked(request: web.Request) -> bool:

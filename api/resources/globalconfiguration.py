@@ -6,10 +6,10 @@ from typing import Any
 
 from aiohttp import web
 
-from api.bodies import read_object
+from api.bodies import read_object, strict
 from api.errors import FieldsError, answer
 from api.fields import GLOBAL_CONFIGURATION
-from api.resources.collection import PREFIX
+from api.resources.collection import PREFIX, refuse_unknown
 from api.routing import Operation, Router
 from targetd.config import ConfigError, Configuration, GlobalConfiguration, validate
 from targetd.interface import Engine
@@ -36,7 +36,11 @@ class GlobalConfigurationResource:
                 {
                     "GET": Operation(self.get, "Show.", {200: title, 401: None}),
                     "PUT": Operation(
-                        self.put, "Change what the body names.", {202: title, **failures}, f"{title}Update"
+                        self.put,
+                        "Change what the body names.",
+                        {202: title, **failures},
+                        f"{title}Update",
+                        ("strict",),
                     ),
                 },
             )
@@ -52,7 +56,10 @@ class GlobalConfigurationResource:
 
     async def put(self, request: web.Request) -> web.StreamResponse:
         """PUT: change what the body names. Parameters of a login apply to new sessions."""
-        return answer(202, self.show(await self.write(await read_object(request))))
+        body = await read_object(request)
+        if strict(request):
+            refuse_unknown(body, GLOBAL_CONFIGURATION)
+        return answer(202, self.show(await self.write(body)))
 
     async def write(self, body: Mapping[str, Any]) -> GlobalConfiguration:
         """Change what a body by wire names says; the settings as they are then.

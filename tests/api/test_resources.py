@@ -208,6 +208,44 @@ async def test_unknown_keys_and_an_id_in_the_body_mean_nothing(api: Api) -> None
     assert (answer.status, answer.json) == (202, made)
 
 
+@pytest.mark.parametrize(
+    ("query", "preference", "refused"),
+    [
+        ("?strict=1", "", True),
+        ("", "handling=strict", True),
+        ("", 'respond-async, Handling="strict"; wait=10', True),
+        ("", "handling=lenient", False),
+        ("?strict=0", "handling=strict", False),
+        ("", "", False),
+    ],
+)
+async def test_who_asks_for_it_is_told_of_unknown_fields(
+    api: Api, query: str, preference: str, refused: bool
+) -> None:
+    """RFC 7240 §4.4. What a GET shows can still be put back."""
+    headers = {"Prefer": preference}
+    shown = await api.made("target/", iscsi_target_name="t")
+    extent = await api.made(
+        "extent/", iscsi_target_extent_name="e", iscsi_target_extent_type="Memory",
+        iscsi_target_extent_filesize="1MB",
+    )  # fmt: skip
+    typo = {"iscsi_target_queuedepth": 3}
+    for method, path, body in (
+        ("POST", "target/", {"iscsi_target_name": "u"}),
+        ("PUT", "target/1/", shown),
+        ("PUT", "extent/1/", extent),
+        ("PUT", "globalconfiguration/", (await api.get("globalconfiguration/")).json),
+    ):
+        answer = await api.request(method, f"{path}{query}", {**body, **typo}, headers=headers)
+        if refused:
+            assert (answer.status, answer.json) == (
+                409,
+                {"iscsi_target_queuedepth": ["There is no such field."]},
+            )
+            answer = await api.request(method, f"{path}{query}", body, headers=headers)
+        assert answer.status == (201 if method == "POST" else 202), answer.raw
+
+
 async def test_null_on_create_is_the_default(api: Api) -> None:
     nulls = dict.fromkeys(
         ("iscsi_target_queue_depth", "iscsi_target_flags", "iscsi_target_alias", "iscsi_target_serial")
