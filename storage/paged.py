@@ -124,8 +124,10 @@ class Paged(Backend):
         self._change = threading.RLock()
         """Held to change handle, mapping, geometry or fault; readers take what they find."""
         self._flusher = Coalescer(self._sync)
+        self._engine: Any = None
+        """The process' ring, if it has one."""
         self._slots: Slots | None = None
-        """Of the process' ring, if it has one."""
+        """Of that."""
         self._unflushed = 0
         """Bytes written since the last flush began, more or less."""
         self._counting = threading.Lock()
@@ -253,7 +255,13 @@ class Paged(Backend):
     # -- begin now, end later ---------------------------------------------------------------------
 
     def serve_by(self, engine: Any) -> None:
-        self._slots = engine.slots(SLOTS if self._inline_medium else FEW_SLOTS) if engine else None
+        self._engine = engine
+        if not engine:
+            self._slots = None
+        elif self._inline_medium:
+            self._slots = engine.slots(SLOTS)
+        else:
+            self._slots = engine.slots(FEW_SLOTS, by_threads=True)
 
     def begin_read(self, offset: int, length: int, done: Done) -> bool:
         slots = self._slots
@@ -474,6 +482,7 @@ class Paged(Backend):
         self._window = UNMAPPED  # never the old window with the new handle
         self._handle = handle
         self._mapping = mapping
+        self.serve_by(self._engine)  # another file system may be there now
         self._lost = False
         self._set_fault(None)
 

@@ -27,6 +27,7 @@ Source: io_uring(7), io_uring_setup(2), io_uring_enter(2), io_uring_register(2),
 import ctypes
 import errno
 import logging
+import math
 import mmap
 import os
 import platform
@@ -168,12 +169,13 @@ class Slots:
 
     __slots__ = ("_ring", "_waiting", "by_threads_until", "depth", "in_flight")
 
-    def __init__(self, ring: "Ring", depth: int) -> None:
+    def __init__(self, ring: "Ring", depth: int, *, by_threads: bool = False) -> None:
+        """``by_threads``: each operation is a kernel thread's from its beginning."""
         self._ring = ring
         self.depth = depth
         self.in_flight = 0
         self._waiting: deque[Operation] = deque()
-        self.by_threads_until = 0.0
+        self.by_threads_until = math.inf if by_threads else 0.0
         """``perf_counter`` reading up to which nothing of it is tried on the event loop's time."""
 
     def read(
@@ -246,7 +248,9 @@ class Ring:
         self._scheduled = False
         self._queue: deque[Operation] = deque()
         self._operations: dict[int, Operation] = {}
-        """Under way, by user data."""
+        """Under way, by user data. Never freed, not even when the interpreter ends with something under way:
+        a write that its medium lets go on then must still find its own data there."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._operations))
         self._key = 0
         self._fence = _no_fence
         self._words = memoryview(b"")
@@ -309,9 +313,10 @@ class Ring:
 
     # -- beginning --------------------------------------------------------------------------------
 
-    def slots(self, depth: int) -> Slots:
-        """The share of one medium."""
-        return Slots(self, depth)
+    def slots(self, depth: int, *, by_threads: bool = False) -> Slots:
+        """The share of one medium. ``by_threads``: what the kernel tries first may wait all the same, as file
+        systems do that ask another process or host for a file's size before they look what is in memory."""
+        return Slots(self, depth, by_threads=by_threads)
 
     def push(self, operation: Operation) -> None:
         """To be submitted before the event loop sleeps."""
@@ -360,8 +365,9 @@ class Ring:
             sent = self._enter(unsent, 0)
             took = perf_counter() - took
             if took > STALL_S:
+                until = perf_counter() + STALL_PAUSE * took
                 for each in begun:
-                    each.slots.by_threads_until = perf_counter() + STALL_PAUSE * took
+                    each.slots.by_threads_until = max(each.slots.by_threads_until, until)
             if sent < unsent:
                 # No memory, or completions are to be reaped first: once more at the end of the next turn.
                 self._scheduled = True
@@ -423,17 +429,11 @@ class Ring:
     def close(self) -> None:
         """No more of it. What the kernel still has keeps its buffers, for ever if need be (rule 2)."""
         if self.fd >= 0:
-            if self._operations:
-                _abandoned.append(self._operations)
             self._words.release()
             for each in self._mapped:  # it has a duplicate of the descriptor
                 each.close()
             os.close(self.fd)
             self.fd = -1
-
-
-_abandoned: list[dict[int, Operation]] = []
-"""Of rings that were closed before all had ended."""
 
 
 def _nothing(call: Callable[[], None]) -> None:

@@ -89,6 +89,7 @@ def well(daemon: Daemon) -> Iterator[Disk]:
     [
         ("write", cdbs.write10(0, 8), pattern(0, 8)),
         ("read", cdbs.read10(8192, 8), b""),
+        ("getattr", cdbs.read10(8192, 8), b""),
         ("fsync", cdbs.synchronize_cache10(0, 0), b""),
     ],
 )
@@ -96,7 +97,7 @@ def test_while_a_medium_hangs_everything_else_is_answered(
     daemon: Daemon, fs: FaultyFs, hanging: Disk, well: Disk, operation: str, cdb: bytes, data: bytes
 ) -> None:
     """Another LUN, the same LUN's own state, ABORT TASK, LOGICAL UNIT RESET, a new login, the API, logout."""
-    read = 4096 if operation == "read" else 0
+    read = 4096 if operation in ("read", "getattr") else 0
     with lun_of(daemon, hanging) as stuck, lun_of(daemon, well) as other:
         stuck.write(16, pattern(5))
         # a read asks for the size first, and would wait there

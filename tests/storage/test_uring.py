@@ -7,6 +7,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -153,6 +154,70 @@ def test_a_medium_that_hangs_fills_its_own_slots_alone(turns: Turns, tmp_path: P
         turns.until(lambda: len(late) == 32)
         assert late == [PAGE] * 32
         del stuck
+
+
+def test_a_file_system_that_asks_before_it_reads_holds_up_no_submission(
+    turns: Turns, content: bytes, tmp_path: Path
+) -> None:
+    """FUSE and NFS ask for a file's size before they look what is in memory, and wait for the answer."""
+    with faulty_fs(tmp_path) as fs:
+        (fs.backing / "stuck").write_bytes(bytes(64 * PAGE))
+        stuck, well = File(str(fs.at / "stuck")), File(str(tmp_path / "file"))
+        late: list[Result] = []
+        results: list[Result] = []
+        for backend in (stuck, well):
+            backend.serve_by(turns.ring)
+        fs.stall("getattr")
+        rescue = threading.Timer(20, fs.go)  # a submission that waits would wait for ever
+        rescue.start()
+        for number in range(3):
+            assert stuck.begin_read(number * PAGE, PAGE, late.append)
+        assert well.begin_read(0, PAGE, results.append)
+        turns.until(lambda: results)
+        fs.wait_for_stalled("getattr")
+        rescue.cancel()
+        assert results == [content[:PAGE]] and not late
+        fs.go()
+        turns.until(lambda: len(late) == 3)
+        assert late == [bytes(PAGE)] * 3
+        stuck.close()
+
+
+LEAVES = """
+import sys
+from storage.handle import open_file
+from storage.uring import Ring
+
+class Told(bytearray):
+    def __del__(self, write=sys.__stdout__.write, flush=sys.__stdout__.flush):
+        write("freed")
+        flush()
+
+due = []
+ring = Ring(due.append, due.append)
+ring.slots(1).write(open_file(sys.argv[1], writable=True)[0], 0, Told(4096), 0, print)
+ring.submit()
+sys.stdin.readline()
+if sys.argv[2] == "closed":
+    ring.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["closed", "left open"])
+def test_an_interpreter_that_ends_frees_no_buffer_of_what_is_under_way(tmp_path: Path, how: str) -> None:
+    """A write that hangs may go on at any moment before the process is gone: with its own data."""
+    with faulty_fs(tmp_path) as fs:
+        (fs.backing / "file").write_bytes(bytes(64 * PAGE))
+        fs.stall("write")
+        argv = (sys.executable, "-c", LEAVES, str(fs.at / "file"), how)
+        child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        fs.wait_for_stalled("write")
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        fs.go()  # the kernel lets no process end before that
+        assert child.communicate() == ("", None)
+        assert child.returncode == 0
 
 
 def test_a_buffer_is_kept_until_its_read_has_ended_whoever_forgets_it(turns: Turns, tmp_path: Path) -> None:
