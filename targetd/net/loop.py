@@ -88,6 +88,9 @@ its accept to its end: a flood of them delays the others by twice that, where wi
 thousand may be ready at once."""
 
 
+PUT_OFF_S = 1e-3
+"""How long to wait at most while something could not be done before waiting, and is tried again."""
+
 LONGEST_S = 200e-6
 """How long epoll is asked again at most before sleeping; KVM's and haltpoll's default."""
 SHORTEST_S = 10e-6
@@ -249,6 +252,8 @@ class _Selector(selectors.BaseSelector):
             queued = self._queue or self._newcomers_queue
             if queued:
                 wait = 0.0
+            elif self.before_waiting:  # put off once more: nothing may come that would wake us for it
+                wait = PUT_OFF_S
             elif timeout is None:
                 wait = -1.0
             elif timeout > 0:

@@ -374,3 +374,21 @@ def test_an_answer_that_comes_while_asking_is_served(
     assert bounces >= 2000
     for sock in pair:
         loop.forget(sock.fileno())
+
+
+def test_what_is_put_off_again_before_waiting_is_tried_again_though_nothing_comes(loop: Loop) -> None:
+    """As a submission for which the kernel has no memory just now."""
+    tries: list[int] = []
+    done = loop.create_future()
+
+    def attempt() -> None:
+        tries.append(len(tries))
+        if len(tries) < 4:
+            loop.call_before_waiting(attempt)
+        else:
+            loop.call_soon(loop.stop)
+
+    loop.call_before_waiting(attempt)
+    loop.call_later(30, done.set_result, None)
+    loop.run_forever()
+    assert tries == [0, 1, 2, 3] and not done.done()
