@@ -212,7 +212,7 @@ class KeysResource:
         name, role, expires = body.get("name"), body.get("role", "admin"), body.get("expires_in_s")
         if not isinstance(name, str) or not name:
             errors["name"] = [REQUIRED]
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             errors["role"] = [f"One of: {', '.join(ROLES)}."]
         if expires is not None and (isinstance(expires, bool) or not isinstance(expires, int | float)):
             errors["expires_in_s"] = ["Enter a number of seconds."]

@@ -137,10 +137,11 @@ _VOLUME_SIZE: Final = {
     "type": ["string", "integer"],
     "description": "Bytes, or a number with K, M, G, T or P (powers of 1024): 10G, 500MiB.",
 }
+_STATISTICS_HINTS: Final = typing.get_type_hints(Statistics)
 _STATISTICS_OF_MANY: Final = [
-    name for name, hint in typing.get_type_hints(Statistics).items() if typing.get_origin(hint) is tuple
+    name for name, hint in _STATISTICS_HINTS.items() if typing.get_origin(hint) is tuple
 ]
-"""What ``Statistics`` has lists of; all else is numbers."""
+"""What ``Statistics`` has lists of; all else is numbers, and a few texts."""
 
 _KEY: Final[dict[str, Any]] = {
     "id": {"type": "integer", "minimum": 1},
@@ -284,7 +285,10 @@ _FIXED_SCHEMAS: Final[dict[str, Any]] = {
     },
     "Statistics": {
         "type": "object",
-        "properties": {name: {"type": "array", "items": {"type": "object"}} for name in _STATISTICS_OF_MANY},
+        "properties": {
+            **{name: {"type": "array", "items": {"type": "object"}} for name in _STATISTICS_OF_MANY},
+            **{name: {"type": "string"} for name, hint in _STATISTICS_HINTS.items() if hint is str},
+        },
         "required": [*_STATISTICS_OF_MANY],
         "additionalProperties": {"type": "number"},
     },

@@ -203,7 +203,7 @@ class ExtentResource(CollectionResource):
         method, passes = body.get("method"), body.get("passes")
         if method is None:
             errors["method"] = [REQUIRED]
-        elif method not in SANITIZE_METHODS:
+        elif not isinstance(method, str) or method not in SANITIZE_METHODS:
             errors["method"] = [f"One of: {', '.join(SANITIZE_METHODS)}."]
         try:
             count = 1 if passes in (None, "") else coerce(int, passes)

@@ -737,9 +737,9 @@ class Runtime:
     ) -> None:
         """Whether an extent may have what is under its path: before that is grown, or taken for another."""
         spec = spec_of(extent, self._pools)
-        same_place = before is not None and place_of(spec_of(before, self._pools)) == place_of(spec)
         coming = [(other, found) for other, found in prepared.found.values() if found is not None]
         with path_errors(extent):
+            same_place = before is not None and place_of(spec_of(before, self._pools)) == place_of(spec)
             self._judge(extent, spec, known=same_place, leaving=leaving, coming=coming)
 
     def _judge_ahead(self, extent: Extent) -> None:

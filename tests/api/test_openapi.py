@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from targetd.interface import Statistics
 from tests.api.conftest import Api
 
 DOCUMENT = "/api/v1.0/openapi.json"
@@ -203,3 +205,13 @@ async def test_the_page_shows_every_path_and_asks_for_nothing_from_elsewhere(
     assert "<script" not in page
     assert not re.search(r"(?:src|href)=\"(?:https?:)?//", page)
     assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+
+
+def test_statistics_are_documented_as_what_they_are(document: dict[str, Any]) -> None:
+    """Numbers, unless it says otherwise."""
+    documented = document["components"]["schemas"]["Statistics"]["properties"]
+    kinds = {str: "string", tuple: "array"}
+    shown = {name: type(value) for name, value in asdict(Statistics()).items()}
+    assert {name: schema["type"] for name, schema in documented.items()} == {
+        name: kinds[kind] for name, kind in shown.items() if kind in kinds
+    }

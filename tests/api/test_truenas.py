@@ -233,6 +233,8 @@ async def test_keys_outlive_the_process_and_ids_are_never_given_twice() -> None:
         ({}, "name"),
         ({"name": "x" * 65}, "name"),
         ({"name": "x", "role": "king"}, "role"),
+        ({"name": "x", "role": {}}, "role"),
+        ({"name": "x", "role": ["admin"]}, "role"),
         ({"name": "x", "expires_in_s": -1}, "expires_in_s"),
         ({"name": "x", "expires_in_s": "soon"}, "expires_in_s"),
     ],

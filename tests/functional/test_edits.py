@@ -629,3 +629,13 @@ def test_a_renamed_target_keeps_sessions_and_registrations(daemon: Daemon, how: 
     with log_in(daemon, name, "one", isid=isid) as again, log_in(daemon, name, "other") as other:
         assert can_write(again) and not can_write(other)
         assert held(again) == (KEY_1, WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
+
+
+@pytest.mark.parametrize("kind", ["ZFS Volume", "ZVOL", "Device"])
+def test_a_path_that_the_new_type_cannot_have_is_refused_by_name(shared_daemon: Daemon, kind: str) -> None:
+    disk = shared_daemon.create_disk(f"not-{kind.replace(' ', '-')}".lower(), "1MB")
+    path = f"services/iscsi/extent/{disk.extent_id}/"
+    before = shared_daemon.expect(200, "GET", path)
+    changed = {"iscsi_target_extent_type": kind, "iscsi_target_extent_path": "/mnt/tank/iscsi"}
+    assert set(shared_daemon.expect(409, "PUT", path, changed)) == {"iscsi_target_extent_path"}
+    assert shared_daemon.expect(200, "GET", path) == before

@@ -209,7 +209,8 @@ def test_an_extent_of_a_worker_is_sanitized_there_and_one_that_is_no_lun_is_not(
         )
         refused = daemon.expect(409, "POST", path.format(alone["id"]), {"method": "block erase"})
         assert refused == {"__all__": ["The extent is not a LUN of any target."]}
-        assert set(daemon.expect(409, "POST", path.format(alone["id"]), {})) == {"method"}
+        for given in ({}, {"method": "scrape"}, {"method": {}}, {"method": ["overwrite"]}):
+            assert set(daemon.expect(409, "POST", path.format(alone["id"]), given)) == {"method"}
         daemon.expect(404, "POST", path.format(99), {"method": "block erase"})
     finally:
         daemon.kill9()
