@@ -75,7 +75,7 @@ def _control(unit: "LogicalUnit", state: ModeState) -> bytes:
     page[0] = 0x04 if state.descriptor_sense else 0
     page[1] = 0x10
     page[2] = 0x08 if state.software_write_protect else 0
-    page[6:8] = b"\xff\xff"  # BUSY TIMEOUT PERIOD: unlimited; we answer no BUSY
+    page[6:8] = b"\xff\xff"  # BUSY TIMEOUT PERIOD: unlimited
     return bytes(page)
 
 

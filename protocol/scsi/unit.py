@@ -15,6 +15,7 @@ Rules:
   ours: logged with its traceback, and INTERNAL TARGET FAILURE for that task alone.
 """
 
+import errno
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,6 +36,7 @@ __all__ = ["LogicalUnit"]
 log = logging.getLogger(__name__)
 
 RESERVATION_CONFLICT = Outcome(ScsiStatus.RESERVATION_CONFLICT)
+BUSY = Outcome(ScsiStatus.BUSY)
 TASK_SET_FULL = Outcome(ScsiStatus.TASK_SET_FULL)
 
 _READ_NEEDS = int(Needs.READY | Needs.MEDIUM)
@@ -321,6 +323,10 @@ class LogicalUnit(UnitState):
         row = request.command
         name = row.name if row is not None else f"opcode {request.cdb[0]:02X}h"
         if isinstance(error, OSError):
+            if error.errno == errno.EBADF:
+                # The backend was closed under the command: its extent was edited, or the daemon stops. The
+                # medium is well; who tries again meets the new backend, or the next daemon.
+                return BUSY
             words = "%s: %s at byte %d: %s"
             log.warning(words, self.config.name, name, request.offset, error, extra=_fields(request))
             write = row is not None and row.access is Access.WRITE

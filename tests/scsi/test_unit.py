@@ -207,6 +207,17 @@ def test_a_failure_ends_that_task_alone(
     assert disk.run(TEST_UNIT_READY).status == GOOD
 
 
+@pytest.mark.parametrize(("cdb", "data"), [(READ, b""), (WRITE, bytes(BLOCK))])
+def test_a_backend_that_was_closed_under_a_command_is_tried_again(cdb: str, data: bytes) -> None:
+    """An edit of the extent or the end of the daemon says nothing about the medium: BUSY (SAM-5 §5.3.1)."""
+    backend = Broken(BLOCK * BLOCKS)
+    backend.error = OSError(errno.EBADF, "the extent has been closed")
+    disk = Disk(backend=backend)
+    outcome = disk.run(cdb, data)
+    assert (outcome.status, outcome.sense) == (ScsiStatus.BUSY, b"")
+    assert (disk.unit.read_errors, disk.unit.write_errors) == (0, 0)
+
+
 # -- LUNs (SAM-5 §4.7) -----------------------------------------------------------------------------------
 
 LUN_FIELDS = [
