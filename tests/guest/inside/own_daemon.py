@@ -31,7 +31,9 @@ _numbers = count(1)
 
 
 def prepare() -> None:
+    """The daemon is started here: on an emulated PC that takes longer than a check may."""
     run("modprobe", "-a", "dm-mod", "dm-delay", "dm-flakey", "faulty")
+    daemon()
 
 
 def fresh(what: str) -> str:

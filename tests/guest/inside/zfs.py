@@ -48,7 +48,9 @@ _numbers = count(1)
 
 
 def prepare() -> None:
-    """The pools, and ``zfs`` and ``zpool`` within the daemon's reach."""
+    """The pools, and the daemon with ``zfs`` and ``zpool`` within its reach.
+
+    It is started here: on an emulated PC that takes longer than a check may."""
     run("modprobe", "zfs")
     for name in DISKS:
         run("udevadm", "wait", "--timeout=60", f"/dev/disk/by-id/virtio-{name}")
@@ -59,6 +61,7 @@ def prepare() -> None:
     for name in ("zfs", "zpool"):
         (BIN / name).write_text(WRAPPER)
         (BIN / name).chmod(0o755)
+    daemon()
 
 
 def daemon() -> LocalDaemon:
