@@ -53,7 +53,7 @@ def prepare() -> None:
     It is started here: on an emulated PC that takes longer than a check may."""
     run("modprobe", "zfs")
     for name in DISKS:
-        run("udevadm", "wait", "--timeout=60", f"/dev/disk/by-id/virtio-{name}")
+        run("udevadm", "wait", "--timeout=150", f"/dev/disk/by-id/virtio-{name}")
         run("zpool", "create", "-O", "snapdev=visible", name, f"/dev/disk/by-id/virtio-{name}")
     Path("/run/guest").mkdir()
     run("mount", "--rbind", "/", "/run/guest")
@@ -61,7 +61,8 @@ def prepare() -> None:
     for name in ("zfs", "zpool"):
         (BIN / name).write_text(WRAPPER)
         (BIN / name).chmod(0o755)
-    daemon()
+    # Our own initiator answers no NOP-In while a check does something else, which may take minutes here.
+    daemon().expect(202, "PUT", "services/iscsi/globalconfiguration/", {"iscsi_nopinint": 0})
 
 
 def daemon() -> LocalDaemon:
