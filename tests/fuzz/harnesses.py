@@ -30,6 +30,7 @@ from protocol.chap import response
 from protocol.enums import AuthMethod, Opcode
 from protocol.events import LoginRefused
 from protocol.limits import KEPT_COST
+from protocol.session import SessionTable
 from protocol.textkeys import TextError, parse, read_binary, read_number
 from targetd.config import validate
 from targetd.luc.protocol import Conversation, Policy
@@ -280,7 +281,7 @@ def recovery(data: bytes) -> None:
     with ExitStack() as stack:
         if how & 4:
             stack.enter_context(patch.object(dataout, "LARGE_COMMAND", 512))
-            stack.enter_context(patch.object(dataout, "MAX_IN_FLIGHT", 2048))
+            stack.enter_context(patch.object(SessionTable, "in_flight", return_value=2048))
         run = _Recovering(how)
         target = run.target
         for at in range(1, min(len(data), STEP * 24), STEP):

@@ -12,6 +12,7 @@ from protocol.enums import AsyncEvent, LoginStatus, LogoutReason, LogoutResponse
 from protocol.enums import TaskManagementFunction as Function
 from protocol.enums import TaskManagementResponseCode as Response
 from protocol.limits import MAX_IMMEDIATE_TASKS, PROBE_S
+from protocol.session import SessionTable
 from tests import cdbs
 from tests.initiator import LoginFailed, MemoryPeer, SessionState, Task
 from tests.initiator_recovery import reassign
@@ -506,7 +507,7 @@ def test_a_write_that_waits_for_memory_goes_on_elsewhere(
 ) -> None:
     """It had no R2T on the connection that was cut; on the other one it gets its turn like any other."""
     monkeypatch.setattr(dataout, "LARGE_COMMAND", 512)
-    monkeypatch.setattr(dataout, "MAX_IN_FLIGHT", 4096)
+    monkeypatch.setattr(SessionTable, "in_flight", lambda table, session: 4096)
     pair.two.answer_r2ts = False
     tasks = [
         pair.two.send_command(
