@@ -14,7 +14,7 @@ PARTS: Final = ("login", "disks", "live", "paths", "own_daemon", "boot")
 """Modules of this package that hold checks; one guest is booted for each."""
 PC_PARTS: Final = ("zfs",)
 """Those that need an emulated PC; ``test_zfs.py`` runs them last."""
-LIMIT_S: Final = 400
+LIMIT_S: Final = 900
 """For any check, on a machine that has much else to do: it ends what hangs."""
 SETTLE_LIMIT_S: Final = 200
 """For clearing what it left behind."""

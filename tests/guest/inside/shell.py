@@ -11,7 +11,7 @@ from typing import TypeVar
 from tests.guest.inside.checks import CheckFailedError
 
 T = TypeVar("T")
-COMMAND_LIMIT_S = 180.0
+COMMAND_LIMIT_S = 400.0
 WAIT_LIMIT_S = 120.0
 """Both many times what a quiet machine takes: they end what hangs, and decide nothing else."""
 BLOCK = 4096
