@@ -86,6 +86,7 @@ class Ours:
         credentials: int | None = None,
         initiators: list[str] | None = None,
         extent: dict[str, Any] | None = None,
+        target: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """A target with LUNs 0 and up, each a sparse file of its own, open to everyone unless told."""
         group = 1
@@ -93,22 +94,25 @@ class Ours:
             group = self.daemon.create(
                 "authorizedinitiator", iscsi_target_initiator_initiators="\n".join(initiators)
             )["id"]
-        target = self.daemon.create(
+        made_target = self.daemon.create(
             "target",
-            iscsi_target_name=name,
-            iscsi_target_portalgroup=1,
-            iscsi_target_initiatorgroup=group,
-            iscsi_target_authtype=method,
-            iscsi_target_authgroup=credentials,
+            **{
+                "iscsi_target_name": name,
+                "iscsi_target_portalgroup": 1,
+                "iscsi_target_initiatorgroup": group,
+                "iscsi_target_authtype": method,
+                "iscsi_target_authgroup": credentials,
+                **(target or {}),
+            },
         )
         made = {
             "name": name,
             "iqn": self.daemon.full_name(name),
-            "target_id": target["id"],
+            "target_id": made_target["id"],
             "luns": [],
         }
         for lun in range(luns):
-            made["luns"].append(self.add_lun(name, target["id"], lun, size, extent))
+            made["luns"].append(self.add_lun(name, made_target["id"], lun, size, extent))
         return made
 
     def add_lun(
@@ -270,9 +274,10 @@ class Tgt:
         credentials: int | None = None,
         initiators: list[str] | None = None,
         extent: dict[str, Any] | None = None,
+        target: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        if extent:
-            raise UnsupportedError("tgtd has no extents")
+        if extent or target:
+            raise UnsupportedError("tgtd has no such fields")
         if method == "CHAP Mutual" and credentials is None:
             raise UnsupportedError("tgtd has no such method")
         self.targets += 1

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tests.guest.inside import host, iscsi
 from tests.guest.inside.checks import check, require
-from tests.guest.inside.iscsi import ALICE, BOB, Node, digests, disk, logged_in, make_disk
+from tests.guest.inside.flipping import FlippingRelay
+from tests.guest.inside.iscsi import ALICE, BOB, FAST_RECOVERY, Node, digests, disk, logged_in, make_disk
 from tests.guest.inside.shell import attempt, run, until
 from tests.guest.wires import PORTALS
 
@@ -141,6 +142,32 @@ def fio_verifies_with_data_digest() -> None:
 def fio_verifies_with_both_digests() -> None:
     """The same with both digests."""
     verified_load(True, True)
+
+
+@check
+def fio_verifies_over_a_wire_that_flips_bits() -> str:
+    """Both digests, and one PDU in 300 damaged each way, header or data: whatever error recovery level the
+    target offers, fio ends without an error."""
+    flipped: list[str] = []
+    for level in (0, 1, 2):
+        with FlippingRelay(PORTALS[0], 300, seed=level) as relay:
+            iqn = make_disk("64MB", target={"iscsi_target_error_recovery_level": level})["iqn"]
+            settings = {**digests(True, True), **FAST_RECOVERY, "node.session.timeo.replacement_timeout": 120}
+            with logged_in(iqn, relay.portal, **settings) as node:
+                run(
+                    "fio",
+                    "--name=flips",
+                    f"--filename={node.disk()}",
+                    "--rw=randrw",
+                    "--bsrange=4k-256k",
+                    "--size=48M",
+                    *("--direct=1", "--ioengine=libaio", "--iodepth=16"),
+                    *("--verify=crc32c", "--verify_fatal=1"),
+                    limit_s=350,
+                )
+            require(all(relay.flipped.values()), f"level {level}: {relay.flipped}")
+            flipped.append(f"level {level}: {relay.flipped}")
+    return "; ".join(flipped)
 
 
 # -- thin provisioning --------------------------------------------------------------------------
