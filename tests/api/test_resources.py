@@ -952,7 +952,7 @@ async def test_what_sessions_rely_on_is_changed_by_force_alone(
     assert answer.json == {"error": "Invalid force 'perhaps' provided. Use 1 or 0."}
     document = (await api.request("GET", "/api/v1.0/openapi.json")).json
     places = document["paths"]["/api/v1.0/services/iscsi/" + path.replace("1", "{id}")]
-    assert places[method.lower()]["parameters"] == [{"$ref": "#/components/parameters/force"}]
+    assert {"$ref": "#/components/parameters/force"} in places[method.lower()]["parameters"]
 
 
 async def test_entries_of_an_initiator_group_that_can_never_match_are_told_in_the_answer(api: Api) -> None:
