@@ -22,7 +22,7 @@ ifneq ($(shell PYTHON='$(PYTHON)' scripts/environment --is-named || echo another
 endif
 endif
 
-.PHONY: help run test bench bench-workers fuzz soak coverage package audit lint format clean
+.PHONY: help run test bench bench-workers fuzz soak torture coverage package audit lint format clean
 .PHONY: system-test system-guest system-bench
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo 'make bench-workers   two targets in one process against two processes'
 	@echo 'make fuzz    whatever bytes come: atheris, 5 minutes a harness (ARGS="--seconds 60 pdus")'
 	@echo 'make soak    1000 sessions, faults and changes for 10 minutes (ARGS="--seconds 60 --sessions 100")'
+	@echo 'make torture verified load with edits, flipped bits and kills for 10 minutes (ARGS="--seconds 7200")'
 	@echo 'make coverage   branches of protocol/ that tests and corpus reach'
 	@echo 'make package the Debian package, built and tried;   make audit   known holes in what we depend on'
 	@echo 'make lint    format, lint and type checks only;   make format   put right what can be'
@@ -71,6 +72,9 @@ fuzz: .venv/installed-fuzz
 
 soak: .venv/installed
 	@umask 022 && $(PY) -m tests.soak $(ARGS)
+
+torture: .venv/installed-dev
+	@umask 022 && $(PY) -m tests.torture $(ARGS)
 
 coverage: .venv/installed-dev system-test
 	@umask 022 && mkdir -p build && $(PY) -m coverage run -m pytest -q tests/protocol tests/scsi tests/fuzz \

@@ -161,22 +161,26 @@ def ask_again(daemon: Daemon, target: str) -> None:
 
 
 class DamagingProxy:
-    """Passes a connection on and damages one PDU in so many, each way, once digests are on.
+    """Passes connections on and damages one PDU in so many, each way, once digests are on.
 
     A bit of the header, the data or a digest is flipped; never in the lengths of a header, which leaves
     nothing to recover (RFC 7143 §7.8), and never in two PDUs in a row.
+
+    Attributes:
+        covered: whether headers and data have digests, for connections that come from now on; what has none
+            is not damaged.
     """
 
-    def __init__(self, address: tuple[str, int], one_in: int, seed: int) -> None:
+    def __init__(self, address: tuple[str, int], one_in: int, seed: int | str) -> None:
         self._to = address
         self._one_in = one_in
         self._dice = random.Random(seed)
+        self.covered = (True, True)
         self.damaged = {"in": 0, "out": 0}
         self.passed = 0
-        self._digests = threading.Event()
         self._server = socket.create_server((HOST, 0))
         self.address: tuple[str, int] = self._server.getsockname()
-        self._sockets: list[socket.socket] = [self._server]
+        self._sockets: set[socket.socket] = {self._server}
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
@@ -186,14 +190,18 @@ class DamagingProxy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for sock in self._sockets:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        for sock in list(self._sockets):
+            self._hang_up(sock)
             sock.close()
         for thread in self._threads:
             thread.join(10)
+
+    @staticmethod
+    def _hang_up(sock: socket.socket) -> None:
+        try:
+            sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
 
     def _accept(self) -> None:
         while True:
@@ -201,38 +209,59 @@ class DamagingProxy:
                 client, _ = self._server.accept()
             except OSError:
                 return
-            self._digests.clear()
-            server = socket.create_connection(self._to)
-            self._sockets += [client, server]
+            try:
+                server = socket.create_connection(self._to)
+            except OSError:
+                client.close()
+                continue
+            for sock in (client, server):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._sockets |= {client, server}
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            digests, covered = threading.Event(), self.covered
             for source, to, way in ((client, server, "out"), (server, client, "in")):
-                thread = threading.Thread(target=self._pass, args=(source, to, way), daemon=True)
+                thread = threading.Thread(
+                    target=self._pass, args=(source, to, way, digests, covered), daemon=True
+                )
                 self._threads.append(thread)
                 thread.start()
 
-    def _pass(self, source: socket.socket, to: socket.socket, way: str) -> None:
+    def _pass(
+        self,
+        source: socket.socket,
+        to: socket.socket,
+        way: str,
+        digests: threading.Event,
+        covered: tuple[bool, bool],
+    ) -> None:
         stream = source.makefile("rb")
         since = 0
         try:
-            while header := stream.read(48):
-                digests = self._digests.is_set()
-                size = (int.from_bytes(header[5:8], "big") + 3 & ~3) + 4 * header[4]
-                rest = stream.read(size + (4 + 4 * (size > 0) if digests else 0))
+            while len(header := stream.read(48)) == 48:
+                of_header, of_data = covered if digests.is_set() else (False, False)
+                head = 48 + 4 * header[4] + 4 * of_header
+                size = int.from_bytes(header[5:8], "big") + 3 & ~3
+                rest = stream.read(head - 48 + size + 4 * (of_data and size > 0))
                 pdu = bytearray(header + rest)
+                if len(pdu) < head + size:
+                    break  # cut off: the peer of a half PDU sees the end of the connection
                 self.passed += 1
                 since += 1
-                if digests and since > 1 and not self._dice.randrange(self._one_in):
-                    at = self._dice.choice([at for at in range(len(pdu)) if not 4 <= at < 8])
-                    pdu[at] ^= 1 << self._dice.randrange(8)
-                    self.damaged[way] += 1
-                    since = 0
+                if since > 1 and not self._dice.randrange(self._one_in):
+                    places = [at for at in range(head) if not 4 <= at < 8] if of_header else []
+                    places += range(head, len(pdu)) if of_data else ()
+                    if places:
+                        pdu[self._dice.choice(places)] ^= 1 << self._dice.randrange(8)
+                        self.damaged[way] += 1
+                        since = 0
                 if header[0] == 0x23 and header[1] & 0x83 == 0x83 and not header[36]:
-                    self._digests.set()  # the last Login Response: what follows has digests
+                    digests.set()  # the last Login Response: what follows has digests
                 to.sendall(pdu)
         except OSError:
             pass
         finally:
+            stream.close()
             for sock in (source, to):
-                try:
-                    sock.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
+                self._hang_up(sock)
+            source.close()
+            self._sockets.discard(source)

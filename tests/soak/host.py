@@ -1,8 +1,8 @@
 """One initiator host of the soak: a session, its part of a LUN, and what must be on it.
 
 The part is divided into units of 4 KiB. What was written where is known by a number that never comes twice,
-so that old, foreign and misplaced data all show. A unit whose write was cut off may have either content and
-is not judged until it is written again.
+so that old, foreign and misplaced data all show. Each block of a unit whose write was cut off may have what
+was there or what was sent, and nothing else, until the unit is written again.
 """
 
 import random
@@ -41,6 +41,10 @@ def pattern(number: int) -> bytes:
 class Host:
     """An initiator."""
 
+    units = UNITS
+    block = 512
+    """Bytes of a logical block."""
+
     def __init__(
         self, address: tuple[str, int], iqn: str, name: str, base: int, source: random.Random
     ) -> None:
@@ -50,7 +54,8 @@ class Host:
         self.base = base
         """LBA of its first unit."""
         self.source = source
-        self.content: list[int | None] = [0] * UNITS
+        self.content = [frozenset((0,))] * self.units
+        """The numbers that blocks of each unit may have: one, unless a write of it was cut off."""
         self.done: Counter[str] = Counter()
         self.verified = 0
         """Bytes."""
@@ -125,64 +130,93 @@ class Host:
 
     def _some(self) -> tuple[int, int]:
         size = self.source.randint(1, MOST)
-        return self.source.randint(0, UNITS - size), size
+        return self.source.randint(0, self.units - size), size
+
+    def _blocks(self, units: int) -> int:
+        return units * UNIT // self.block
 
     def _lba(self, at: int) -> int:
-        return self.base + at * UNIT_BLOCKS
+        return self.base * 512 // self.block + self._blocks(at)
+
+    def _sends(self, at: int, numbers: list[int]) -> None:
+        """From now on it may be there."""
+        for index, number in enumerate(numbers, at):
+            self.content[index] |= {number}
+
+    def _has_sent(self, at: int, numbers: list[int]) -> None:
+        """The target has said that it is there."""
+        self.content[at : at + len(numbers)] = [frozenset((number,)) for number in numbers]
 
     # -- work -------------------------------------------------------------------------------------
 
     def _write(self, peer: SocketInitiator) -> None:
         at, size = self._some()
         numbers = [next(_numbers) for _ in range(size)]
-        self.content[at : at + size] = [None] * size
+        self._sends(at, numbers)
         data = b"".join(map(pattern, numbers))
-        self.command(peer, cdbs.write10(self._lba(at), size * UNIT_BLOCKS), data)
-        self.content[at : at + size] = numbers
+        self.command(peer, cdbs.write10(self._lba(at), self._blocks(size)), data)
+        self._has_sent(at, numbers)
 
     def _read(self, peer: SocketInitiator) -> None:
         at, size = self._some()
         self.verify(peer, at, size)
 
-    def verify(self, peer: SocketInitiator, at: int = 0, size: int = UNITS) -> None:
-        """Read, and compare with what must be there.
+    def verify(self, peer: SocketInitiator, at: int = 0, size: int = 0) -> None:
+        """Read, and compare with what must be there; all of it, unless told which units.
 
         Raises:
             WrongDataError: it is not.
         """
-        data = self.command(peer, cdbs.read10(self._lba(at), size * UNIT_BLOCKS), read=size * UNIT).data
-        for index in range(size):
-            expected, found = self.content[at + index], data[index * UNIT : (index + 1) * UNIT]
-            if expected is None:
-                continue
-            if found != pattern(expected):
-                raise WrongDataError(f"{self.name} unit {at + index}: {found[:16].hex()} for {expected:016x}")
+        size = size or self.units
+        cdb = cdbs.read10(self._lba(at), self._blocks(size))
+        data = self.command(peer, cdb, read=size * UNIT).data
+        assert len(data) == size * UNIT, (cdb.hex(), len(data))
+        self.judge(self.content, data, at)
+
+    def judge(self, content: list[frozenset[int]], data: bytes, at: int = 0) -> None:
+        """Compare units from ``at`` on with what they may have; one that is found whole has that from now on.
+
+        Raises:
+            WrongDataError: one has something else.
+        """
+        for index in range(len(data) // UNIT):
+            may, found = content[at + index], data[index * UNIT : (index + 1) * UNIT]
+            number = int.from_bytes(found[:8], "big")
+            if number in may and found == pattern(number):
+                content[at + index] = frozenset((number,))
+            elif len(may) == 1 or any(
+                found[block : block + 512] not in {pattern(number)[:512] for number in may}
+                for block in range(0, UNIT, 512)
+            ):
+                expected = " or ".join(f"{number:016x}" for number in sorted(may))
+                raise WrongDataError(f"{self.name} unit {at + index}: {found[:16].hex()} for {expected}")
             self.verified += UNIT
 
     def _unmap(self, peer: SocketInitiator) -> None:
         at, size = self._some()
-        self.content[at : at + size] = [None] * size
-        parameters = cdbs.unmap_parameters([(self._lba(at), size * UNIT_BLOCKS)])
+        self._sends(at, [0] * size)
+        parameters = cdbs.unmap_parameters([(self._lba(at), self._blocks(size))])
         self.command(peer, cdbs.unmap(len(parameters)), parameters)
-        self.content[at : at + size] = [0] * size
+        self._has_sent(at, [0] * size)
 
     def _write_same(self, peer: SocketInitiator) -> None:
         at, size = self._some()
         number = next(_numbers)
-        self.content[at : at + size] = [None] * size
-        self.command(peer, cdbs.write_same10(self._lba(at), size * UNIT_BLOCKS), pattern(number)[:512])
-        self.content[at : at + size] = [number] * size
+        self._sends(at, [number] * size)
+        cdb = cdbs.write_same10(self._lba(at), self._blocks(size))
+        self.command(peer, cdb, pattern(number)[: self.block])
+        self._has_sent(at, [number] * size)
 
     def _compare_and_write(self, peer: SocketInitiator) -> None:
-        at = self.source.randrange(UNITS)
-        expected, number = self.content[at], next(_numbers)
-        if expected is None:
+        at = self.source.randrange(self.units)
+        if len(self.content[at]) > 1:
             return
-        self.content[at] = None
-        data = pattern(expected)[:512] + pattern(number)[:512]
-        for block in range(UNIT_BLOCKS):
+        (expected,), number = self.content[at], next(_numbers)
+        self._sends(at, [number])
+        data = pattern(expected)[: self.block] + pattern(number)[: self.block]
+        for block in range(self._blocks(1)):
             self.command(peer, cdbs.compare_and_write(self._lba(at) + block, 1), data)
-        self.content[at] = number
+        self._has_sent(at, [number])
 
     def _flush(self, peer: SocketInitiator) -> None:
         self.command(peer, cdbs.synchronize_cache10())
@@ -197,7 +231,7 @@ class Host:
         at, size = self._some()
         peer.answer_r2ts = False
         data = b"".join(pattern(next(_numbers)) for _ in range(size))
-        cdb = cdbs.write10(self._lba(at), size * UNIT_BLOCKS)
+        cdb = cdbs.write10(self._lba(at), self._blocks(size))
         return peer.send_command(cdb, data, immediate_data=0, unsolicited=0).tag
 
     def _abort(self, peer: SocketInitiator) -> None:
@@ -226,9 +260,10 @@ class Host:
 
     def _cut_while_writing(self, peer: SocketInitiator) -> None:
         at, size = self._some()
-        self.content[at : at + size] = [None] * size
-        data = b"".join(pattern(next(_numbers)) for _ in range(size))
-        peer.send_command(cdbs.write10(self._lba(at), size * UNIT_BLOCKS), data)
+        numbers = [next(_numbers) for _ in range(size)]
+        self._sends(at, numbers)
+        data = b"".join(map(pattern, numbers))
+        peer.send_command(cdbs.write10(self._lba(at), self._blocks(size)), data)
         peer.close()
         self.peer = None
         self.login()
