@@ -19,13 +19,14 @@ class FlippingRelay:
     def __init__(self, portal: str, one_in: int, seed: int) -> None:
         """
         Args:
-            one_in: of so many PDUs one is damaged, each way.
+            one_in: every so many PDUs one is damaged, each way, the first after half as many.
         """
         host, _, port = portal.rpartition(":")
         self._to = host, int(port)
         self._one_in = one_in
         self._dice = random.Random(seed)
         self.flipped = dict.fromkeys(WAYS, 0)
+        self._passed = dict.fromkeys(WAYS, one_in // 2)
         self._server = socket.create_server(("127.0.0.1", 0))
         self.portal = f"127.0.0.1:{self._server.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -57,7 +58,8 @@ class FlippingRelay:
                 digests = logged_in.is_set()
                 size = (int.from_bytes(header[5:8], "big") + 3 & ~3) + 4 * header[4]
                 pdu = bytearray(header + stream.read(size + (4 + 4 * (size > 0) if digests else 0)))
-                if digests and not self._dice.randrange(self._one_in):
+                self._passed[way] += digests
+                if digests and self._passed[way] % self._one_in == 0:
                     pdu[self._dice.randrange(len(pdu))] ^= 1 << self._dice.randrange(8)
                     self.flipped[way] += 1
                 if header[0] == 0x23 and header[1] & 0x83 == 0x83 and not header[36]:
